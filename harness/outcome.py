@@ -1,0 +1,219 @@
+"""What became of a candidate: a sum type, its record, and their JSON.
+
+Refuses the lie: a time or an estimate cannot be built without a passing verdict. Failure is a value here; only a broken
+invariant raises. JSON goes both ways through `RECORDS`; non-finite floats travel as strings.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from harness.compare import Verdict
+
+_VALUE = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=True)
+
+Stage = Literal["compile", "verify", "measure", "estimate"]
+Mode = Literal["measured", "estimated", "replayed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Loop:
+    """One loop of a binary: instructions by class in one iteration. `classes` as in `Binary.instructions`."""
+
+    instructions: Mapping[str, int]
+    matrix_flops: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Binary:
+    """The compiled form of one launch. `spill_bytes` per thread; `shared_bytes` per block; `warps` as really launched
+    (warp specialization adds some); `instructions` counts by class over the whole code; `code_hash` of the machine code."""
+
+    kernel: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    warps: int
+    instructions: Mapping[str, int]
+    loops: tuple[Loop, ...]
+    code_hash: str
+    specialized: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Artifact:
+    """The compiled form of a candidate: a binary for each launch. `compile_ms` is wall time, 0 when found in a cache."""
+
+    binaries: tuple[Binary, ...]
+    toolchain: str
+    compile_ms: float = 0.0
+
+    @property
+    def code_hash(self) -> str:
+        return "+".join(binary.code_hash for binary in self.binaries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Samples:
+    """Raw times of one candidate in milliseconds, in the order in which they were taken.
+
+    `incumbent_ms` are those of the incumbent, interleaved with them (empty when there was none). `clocks_mhz` was read
+    beside the samples (empty when it could not be). `method` names the timer.
+    """
+
+    times_ms: tuple[float, ...]
+    incumbent_ms: tuple[float, ...] = ()
+    clocks_mhz: tuple[int, ...] = ()
+    method: str = ""
+    throttled: bool = False
+
+    def __post_init__(self) -> None:
+        times = (*self.times_ms, *self.incumbent_ms)
+        if not self.times_ms or not all(math.isfinite(time) and time > 0 for time in times):
+            raise ValueError(f"samples must be positive finite times, found {times}")
+
+    @property
+    def median_ms(self) -> float:
+        ordered = sorted(self.times_ms)
+        middle = len(ordered) // 2
+        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Estimate:
+    """A predicted time in milliseconds, with the terms it was made of (milliseconds or as the name says)."""
+
+    value_ms: float
+    terms: Mapping[str, float]
+    model: str
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value_ms) and self.value_ms > 0):
+            raise ValueError(f"an estimate must be a positive finite time, found {self.value_ms}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Pruned:
+    """A static rule refused the compiled candidate; `rule` names it, `detail` says what it needs and what there is."""
+
+    rule: str
+    detail: str
+    kind: Literal["pruned"] = "pruned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class CompileFailed:
+    """The compiler refused, aborted, or ran out of memory."""
+
+    reason: str
+    log: str = ""
+    kind: Literal["compile_failed"] = "compile_failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class LaunchFailed:
+    """The kernel could not be launched or crashed while it ran; `stage` says during what."""
+
+    stage: Stage
+    reason: str
+    log: str = ""
+    kind: Literal["launch_failed"] = "launch_failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class TimedOut:
+    """A stage exceeded its limit and was killed."""
+
+    stage: Stage
+    limit_s: float
+    kind: Literal["timed_out"] = "timed_out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Wrong:
+    """The candidate does not compute attention."""
+
+    verdict: Verdict
+    kind: Literal["wrong"] = "wrong"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Flaky:
+    """The candidate gave different answers to the same question, or the judge could not tell."""
+
+    verdict: Verdict
+    kind: Literal["flaky"] = "flaky"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Measured:
+    """A time on a device, beside a passing verdict."""
+
+    verdict: Verdict
+    samples: Samples
+    artifact: Artifact
+    kind: Literal["measured"] = "measured"
+
+    def __post_init__(self) -> None:
+        _require_pass(self.verdict, "a time")
+
+    @property
+    def value_ms(self) -> float:
+        return self.samples.median_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Estimated:
+    """A prediction, beside a passing verdict. Never a time."""
+
+    verdict: Verdict
+    estimate: Estimate
+    artifact: Artifact
+    kind: Literal["estimated"] = "estimated"
+
+    def __post_init__(self) -> None:
+        _require_pass(self.verdict, "an estimate")
+
+    @property
+    def value_ms(self) -> float:
+        return self.estimate.value_ms
+
+
+Outcome = Annotated[
+    Pruned | CompileFailed | LaunchFailed | TimedOut | Wrong | Flaky | Measured | Estimated, Field(discriminator="kind")
+]
+Valued = Measured | Estimated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Record:
+    """One line of a journal: a candidate and what became of it.
+
+    `same_code_as` names the trial whose machine code was equal, so that nothing was run again; `shared_verdict` says that
+    the verdict came from a candidate that the judge cannot tell from this one.
+    """
+
+    trial: int
+    problem: str
+    config: Mapping[str, int | str | bool]
+    outcome: Outcome
+    seconds: float
+    same_code_as: int | None = None
+    shared_verdict: bool = False
+
+
+RECORDS: TypeAdapter[Record] = TypeAdapter(Record)
+OUTCOMES: TypeAdapter[Any] = TypeAdapter(Outcome)
+
+
+def value_ms(outcome: Any) -> float | None:
+    """The number that a record carries, in milliseconds, or None if it carries none."""
+    return outcome.value_ms if isinstance(outcome, Measured | Estimated) else None
+
+
+def _require_pass(verdict: Verdict, what: str) -> None:
+    if not verdict.passed:
+        raise ValueError(f"{what} cannot exist without a passing verdict, found `{verdict.status}`")

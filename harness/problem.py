@@ -1,0 +1,277 @@
+"""One attention instance, its notation, its validity, its floating-point operations and its least bytes.
+
+Refuses to know about kernels, devices or tensors: this module imports nothing but the standard library.
+
+Symbols: B batch, Hq query heads, Hkv key/value heads, Sq query length, Skv key length, D head dim of Q and K, Dv of V and O.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
+
+from harness.errors import ProblemError, did_you_mean
+
+Dtype = Literal["fp16", "bf16", "fp32"]
+Pass = Literal["fwd", "bwd"]
+Layout = Literal["bhsd", "bshd", "sbhd"]
+
+DTYPE_BYTES: Mapping[str, int] = {"fp16": 2, "bf16": 2, "fp32": 4}
+LAYOUTS: tuple[Layout, ...] = ("bhsd", "bshd", "sbhd")
+PASSES: tuple[Pass, ...] = ("fwd", "bwd")
+HEAD_DIM_LIMITS = (1, 1024)
+
+# Lengths and counts beyond this are typing errors, and would overflow 64-bit byte counts when multiplied.
+_COUNT_LIMIT = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One attention problem: O = softmax(scale * Q K^T restricted to the mask) V, or its gradients.
+
+    Q is (batch, q_heads, q_len, head_dim), K (batch, kv_heads, kv_len, head_dim), V (batch, kv_heads, kv_len, v_head_dim).
+    Query head h reads key/value head h // (q_heads / kv_heads).
+
+    Query i sees key j iff  i + offset - window_left <= j <= i + offset + right,  where `right` is 0 when `causal` and
+    `window_right` otherwise, a bound of None is no bound, and `offset` is kv_len - q_len (bottom-right alignment, the
+    convention of FlashAttention >= 2.1) or 0 if `top_left` (the convention of PyTorch's `is_causal`).
+
+    `scale` None means 1/sqrt(head_dim). `layout` is the order of the axes in memory. Raises `ProblemError` when impossible.
+    """
+
+    batch: int
+    q_heads: int
+    kv_heads: int
+    q_len: int
+    kv_len: int
+    head_dim: int
+    v_head_dim: int
+    dtype: Dtype = "bf16"
+    causal: bool = False
+    window_left: int | None = None
+    window_right: int | None = None
+    top_left: bool = False
+    scale: float | None = None
+    layout: Layout = "bhsd"
+    pass_: Pass = "fwd"
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        _check_choices(self)
+        if self.causal and self.window_right not in (None, 0):
+            raise ProblemError(
+                f"a causal problem cannot have a right window of {self.window_right}",
+                hint="leave out `causal`, or write `window=LEFT` for a causal sliding window",
+            )
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise ProblemError(f"scale must be a finite number, found {self.scale}")
+        # One problem has one name: where two spellings mean the same, keep the shorter one.
+        if self.window_right == 0:
+            object.__setattr__(self, "causal", True)
+            object.__setattr__(self, "window_right", None)
+        if self.top_left and (self.q_len == self.kv_len or not self.banded):
+            object.__setattr__(self, "top_left", False)
+
+    @property
+    def group(self) -> int:
+        """Query heads per key/value head."""
+        return self.q_heads // self.kv_heads
+
+    @property
+    def right(self) -> int | None:
+        """The right bound of the band (0 when causal), or None."""
+        return 0 if self.causal else self.window_right
+
+    @property
+    def banded(self) -> bool:
+        """Whether any mask applies."""
+        return self.causal or self.window_left is not None or self.window_right is not None
+
+    @property
+    def offset(self) -> int:
+        """Key position of query 0's diagonal."""
+        return 0 if self.top_left else self.kv_len - self.q_len
+
+    @property
+    def softmax_scale(self) -> float:
+        """The factor on Q K^T."""
+        return 1.0 / math.sqrt(self.head_dim) if self.scale is None else self.scale
+
+    @property
+    def visible_pairs(self) -> int:
+        """Number of (query, key) pairs of one head that the mask leaves visible."""
+        upper = self.q_len * self.kv_len
+        if self.right is not None:
+            upper = _clamped_sum(self.offset + self.right + 1, self.q_len, self.kv_len)
+        if self.window_left is None:
+            return upper
+        return upper - _clamped_sum(self.offset - self.window_left, self.q_len, self.kv_len)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations that the mathematics needs (multiply and add count one each; softmax is not counted).
+
+        Forward: Q K^T and P V. Backward: Q K^T, dO V^T, P^T dO, dS K, dS^T Q (FlashAttention-2, section 3.1.2).
+        """
+        pairs = self.batch * self.q_heads * self.visible_pairs
+        if self.pass_ == "fwd":
+            return 2 * pairs * (self.head_dim + self.v_head_dim)
+        return 2 * pairs * (3 * self.head_dim + 2 * self.v_head_dim)
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes moved if each input is read once and each output written once (log-sum-exp is fp32)."""
+        size = DTYPE_BYTES[self.dtype]
+        q = self.batch * self.q_heads * self.q_len * self.head_dim * size
+        o = self.batch * self.q_heads * self.q_len * self.v_head_dim * size
+        k = self.batch * self.kv_heads * self.kv_len * self.head_dim * size
+        v = self.batch * self.kv_heads * self.kv_len * self.v_head_dim * size
+        lse = self.batch * self.q_heads * self.q_len * 4
+        if self.pass_ == "fwd":
+            return q + k + v + o + lse
+        return (q + k + v + o + lse + o) + (q + k + v)
+
+    @property
+    def key(self) -> str:
+        """The notation, which is also the stable key of the problem in every file."""
+        return str(self)
+
+    def __str__(self) -> str:
+        words = [f"b{self.batch}", _pair("h", self.q_heads, self.kv_heads)]
+        if self.q_len == self.kv_len:
+            words.append(f"s{self.q_len}")
+        else:
+            words += [f"q{self.q_len}", f"k{self.kv_len}"]
+        words += [_pair("d", self.head_dim, self.v_head_dim), self.dtype]
+        if self.causal:
+            words.append("causal")
+        if self.window_left is not None or self.window_right is not None:
+            left = "inf" if self.window_left is None else str(self.window_left)
+            right = "inf" if self.window_right is None else str(self.window_right)
+            words.append(f"window={left}" if self.causal else f"window={left}:{right}")
+        if self.top_left:
+            words.append("top-left")
+        if self.scale is not None:
+            words.append(f"scale={self.scale!r}")
+        if self.layout != "bhsd":
+            words.append(self.layout)
+        return " ".join([*words, self.pass_])
+
+    def replace(self, **changes: Any) -> "Problem":
+        """Return a copy with `changes`, validated again."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Problem(**(values | changes))
+
+
+def parse_problem(text: str, *, default_pass: Pass = "fwd") -> Problem:
+    """Read the notation that `str(problem)` prints, for example `b4 h32/8 s4096 d128 bf16 causal bwd`.
+
+    Words may come in any order. `hN` means N query and N key/value heads, `sN` equal lengths (`qN kN` for unequal ones),
+    `d192/128` differing head dims; `window=L:R` (or `window=L` with `causal`), `top-left`, `scale=X`, a layout and a pass
+    are optional. Raises `ProblemError` naming the word that it could not read.
+    """
+    values: dict[str, Any] = {"pass_": default_pass}
+    for word in text.split():
+        read = _read_word(word, text)
+        twice = sorted(set(read) & (set(values) - {"pass_"}))
+        if twice:
+            raise ProblemError(f"problem `{text}` gives {twice[0].replace('_', ' ')} twice, again in `{word}`")
+        values |= read
+    missing = [name for name in ("batch", "q_heads", "q_len", "kv_len", "head_dim") if name not in values]
+    if missing:
+        words = {"batch": "bN", "q_heads": "hN", "q_len": "sN or qN kN", "kv_len": "sN or qN kN", "head_dim": "dN"}
+        raise ProblemError(
+            f"problem `{text}` does not say its {missing[0].replace('_', ' ')} (`{words[missing[0]]}`)",
+            hint="write for example `b4 h32/8 s4096 d128 bf16 causal bwd`",
+        )
+    return Problem(**values)
+
+
+def _read_word(word: str, text: str) -> dict[str, Any]:
+    pair = re.fullmatch(r"([hd])(\d+)(?:/(\d+))?", word)
+    if pair:
+        first, second = int(pair[2]), int(pair[3] or pair[2])
+        names = ("q_heads", "kv_heads") if pair[1] == "h" else ("head_dim", "v_head_dim")
+        return dict(zip(names, (first, second), strict=True))
+    length = re.fullmatch(r"([bsqk])(\d+)", word)
+    if length:
+        names = {"b": ("batch",), "s": ("q_len", "kv_len"), "q": ("q_len",), "k": ("kv_len",)}[length[1]]
+        return dict.fromkeys(names, int(length[2]))
+    if word in DTYPE_BYTES:
+        return {"dtype": word}
+    if word in LAYOUTS:
+        return {"layout": word}
+    if word in PASSES:
+        return {"pass_": word}
+    if word in ("causal", "top-left"):
+        return {word.replace("-", "_"): True}
+    if word.startswith("window="):
+        return _read_window(word, text)
+    if word.startswith("scale="):
+        try:
+            return {"scale": float(word.removeprefix("scale="))}
+        except ValueError:
+            raise ProblemError(f"problem `{text}` has a scale that is no number: `{word}`") from None
+    known = [*DTYPE_BYTES, *LAYOUTS, *PASSES, "causal", "top-left", "window=L:R", "scale=X"]
+    raise ProblemError(
+        f"problem `{text}` has a word that means nothing: `{word}`",
+        hint=did_you_mean(word, known) + "; write for example `b4 h32/8 s4096 d128 bf16 causal bwd`",
+    )
+
+
+def _read_window(word: str, text: str) -> dict[str, Any]:
+    match = re.fullmatch(r"window=(inf|-?\d+)(?::(inf|-?\d+))?", word)
+    if not match:
+        raise ProblemError(
+            f"problem `{text}` has a window that cannot be read: `{word}`",
+            hint="write `window=LEFT:RIGHT` with whole numbers or `inf`, or `window=LEFT` beside `causal`",
+        )
+    sides = [None if side in (None, "inf") else int(side) for side in match.groups()]
+    return {"window_left": sides[0], "window_right": sides[1]}
+
+
+def _pair(letter: str, first: int, second: int) -> str:
+    return f"{letter}{first}" if first == second else f"{letter}{first}/{second}"
+
+
+def _check_counts(problem: Problem) -> None:
+    least = {"batch": 0, "q_heads": 1, "kv_heads": 1, "q_len": 0, "kv_len": 0}
+    for name, minimum in least.items():
+        value = getattr(problem, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= _COUNT_LIMIT:
+            raise ProblemError(f"{name.replace('_', ' ')} must be a whole number of at least {minimum}, found {value}")
+    if problem.q_heads % problem.kv_heads:
+        raise ProblemError(
+            f"query heads ({problem.q_heads}) must be a multiple of key/value heads ({problem.kv_heads})",
+            hint="grouped-query attention gives every key/value head the same number of query heads",
+        )
+    low, high = HEAD_DIM_LIMITS
+    for name in ("head_dim", "v_head_dim"):
+        value = getattr(problem, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ProblemError(f"{name.replace('_', ' ')} must be between {low} and {high}, found {value}")
+    for name in ("window_left", "window_right"):
+        value = getattr(problem, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ProblemError(
+                f"{name.replace('_', ' ')} must be a whole number of at least 0, found {value}",
+                hint="write `inf` for no bound",
+            )
+
+
+def _check_choices(problem: Problem) -> None:
+    choices = {"dtype": tuple(DTYPE_BYTES), "layout": LAYOUTS, "pass_": PASSES}
+    for name, known in choices.items():
+        value = cast(str, getattr(problem, name))
+        if value not in known:
+            raise ProblemError(f"{name.rstrip('_')} must be one of {', '.join(known)}, found {value}")
+
+
+def _clamped_sum(start: int, count: int, limit: int) -> int:
+    """Sum of clamp(start + i, 0, limit) for i in range(count)."""
+    first_positive = min(max(-start, 0), count)
+    first_full = min(max(limit - start, first_positive), count)
+    rising = first_full - first_positive
+    total = rising * (2 * start + first_positive + first_full - 1) // 2
+    return total + (count - first_full) * limit

@@ -1,0 +1,98 @@
+"""Search spaces: parameters, named rules, and the configs that every rule allows.
+
+Refuses to know what a kernel does: a space is data. Refuses duplicate names, empty parameters, and unknown configs.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.errors import UsageError, did_you_mean
+
+Value = int | str | bool
+
+
+class Config(Mapping[str, Value]):
+    """An immutable, hashable assignment of values to parameters, in the order of the space."""
+
+    __slots__ = ("_items", "_values")
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self._values = dict(values)
+        self._items = tuple(self._values.items())
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self._values == other._values
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self._items)
+
+    def __repr__(self) -> str:
+        return f"Config({self})"
+
+    def restricted(self, names: Sequence[str]) -> "Config":
+        """The same config with only the parameters in `names`."""
+        return Config({name: self._values[name] for name in self._values if name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A tunable: its name, its values in a meaningful order, and one sentence why it may pay.
+
+    `interpreted` says whether Triton's interpreter sees it: block sizes yes, warps and stages no. Configs that differ
+    only in what the interpreter does not see compute the same there, and share one verdict.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    why: str
+    interpreted: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.values or len(set(map(repr, self.values))) != len(self.values):
+            raise UsageError(f"parameter `{self.name}` needs distinct values, found {self.values}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A named legality rule: `holds(config)` is False for the configs that it removes; `why` is one sentence."""
+
+    name: str
+    why: str
+    holds: Callable[[Config], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Count of a space: `size` combinations, `legal` ones, and how many each rule removed.
+
+    `pruned` charges a config to the first rule that removes it, so size = legal + sum(pruned). `alone` counts for each
+    rule all that it would remove if it were the only one.
+    """
+
+    size: int
+    legal: int
+    pruned: Mapping[str, int]
+    alone: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A kernel's tunables and rules for one problem on one device."""
+
+

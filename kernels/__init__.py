@@ -1,0 +1,15 @@
+"""Attention kernels. Each file is self-contained: torch, triton and sibling files only, so copying the folder is enough.
+
+The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py`:
+
+`PASS`        "fwd" or "bwd".
+`launches`    function (tensors by name, *, problem keywords, tunables) -> list[Launch]. Its positional-or-keyword
+              parameters are the tensors; its keyword-only parameters are `scale`, `window_left`, `window_right`,
+              `top_left` and then the tunables, whose names are those of the search space. It launches nothing.
+`workspaces`  function (tensors by name of the inputs) -> {name: (shape, torch dtype)} for scratch tensors that
+              `launches` takes beside the inputs and outputs; need not be initialised by the caller.
+
+Forward tensors:  q, k, v -> out, lse.                 Backward tensors:  q, k, v, out, lse, dout -> dq, dk, dv.
+Shapes are (batch, heads, length, head_dim) with any strides; lse is (batch, heads, length), fp32, natural logarithm.
+A row that sees no key has output 0, log-sum-exp -inf and zero gradients.
+"""

@@ -1,0 +1,45 @@
+"""What a kernel file hands out: the launches that one call consists of, as values.
+
+Because a launch is a value, the same description serves three uses: `run()` it, compile it for a machine that is not
+here (tensors on the `meta` device are enough), and predict its time from the steps that each program makes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """Inner-loop iterations of the programs of one launch, for prediction; it has no influence on a run.
+
+    `plain[i]` and `masked[i]` count the iterations without and with masking of programs whose position along the first
+    grid axis is i; every such program is repeated once per element of the other grid axes. `flops_per_step` counts the
+    matrix operations of one iteration, on padded tiles (multiply and add count one each).
+    """
+
+    plain: tuple[int, ...]
+    masked: tuple[int, ...]
+    flops_per_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One kernel launch. `args` are run-time arguments and `constants` compile-time ones, both by parameter name;
+    `options` are compiler options such as `num_warps`, `num_stages`, `maxnreg`."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    args: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steps: Steps | None = None
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+    def run(self) -> None:
+        """Launch on the current device; a grid with an empty axis is no launch at all."""
+        if 0 not in self.grid:
+            self.kernel[self.grid](**self.args, **self.constants, **self.options)
