@@ -1,21 +1,26 @@
-"""What is known of a GPU: published figures of named targets, and what a driver says of the one that is here.
+"""What is known of GPU models: published figures of named targets.
 
-The only module that queries a GPU or a driver. Published figures are the makers' dense rates at boost clock; they bound a
-prediction and are never shown as measurements.
+Refuses to query a GPU or a driver: `harness.probe` does. Published figures are the makers' dense rates at boost clock;
+they bound a prediction and are never shown as measurements.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from harness.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """A GPU model. `arch` is `sm_90` or `gfx942`; `name` is lower-case and short, and names the folder of its champions.
+    """A GPU model. `arch` is `sm_90` or `gfx942`; `name` is lower-case and short, and names the folder of its
+    champions.
 
     `shared_bytes_per_block` is the most that one block may ask for (opt-in limit), `shared_bytes_per_sm` what a
-    multiprocessor has for all its blocks. `matrix_tflops` is the dense matrix rate by dtype, in 1e12 operations a second
-    (fp32 means what the kernels use for fp32 inputs: plain FMA units). `special_per_clock` is the number of exp2 results a
-    multiprocessor gives in a clock, `fma_per_clock` of fp32 FMA lanes.
+    multiprocessor has for all its blocks. `matrix_tflops` is the dense matrix rate by dtype, in 1e12 operations a
+    second (fp32 means what the kernels use for fp32 inputs: plain FMA units). `special_per_clock` is the number of exp2
+    results a multiprocessor gives in a clock, `fma_per_clock` of fp32 FMA lanes. `clock_mhz` is the clock at which the
+    matrix rate was published. `l2_bytes` is what one die can reach of its own (an XCD on AMD). Bytes are bytes, rates
+    are per device.
     """
 
     name: str
@@ -55,7 +60,7 @@ def _nvidia(**facts: object) -> DeviceFacts:
     return DeviceFacts(**(common | facts))  # type: ignore[arg-type]
 
 
-TARGETS: Mapping[str, DeviceFacts] = {
+_MODELS: Mapping[str, DeviceFacts] = {
     facts.name: facts
     for facts in (
         _nvidia(
@@ -68,7 +73,7 @@ TARGETS: Mapping[str, DeviceFacts] = {
             name="h100", arch="sm_90", multiprocessors=132, clock_mhz=1830, memory_gb_per_s=3350, l2_bytes=50 << 20,
             shared_bytes_per_block=227 << 10, shared_bytes_per_sm=228 << 10,
             matrix_tflops={"fp16": 989.4, "bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
-            source="NVIDIA H100 SXM5 datasheet and GH100 whitepaper",
+            source="NVIDIA H100 SXM5 datasheet and GH100 whitepaper (1830 MHz is the clock of its matrix rates)",
         ),
         _nvidia(
             name="h200", arch="sm_90", multiprocessors=132, clock_mhz=1830, memory_gb_per_s=4800, l2_bytes=50 << 20,
@@ -80,7 +85,7 @@ TARGETS: Mapping[str, DeviceFacts] = {
             name="b200", arch="sm_100", multiprocessors=148, clock_mhz=1850, memory_gb_per_s=8000, l2_bytes=126 << 20,
             shared_bytes_per_block=227 << 10, shared_bytes_per_sm=228 << 10,
             matrix_tflops={"fp16": 2250, "bf16": 2250, "tf32": 1125, "fp32": 75},
-            source="NVIDIA HGX B200 datasheet and Blackwell tuning guide",
+            source="NVIDIA HGX B200 datasheet (1000 W) and Blackwell tuning guide",
         ),
         _nvidia(
             name="rtx4090", arch="sm_89", multiprocessors=128, clock_mhz=2520, memory_gb_per_s=1008, l2_bytes=72 << 20,
@@ -93,7 +98,27 @@ TARGETS: Mapping[str, DeviceFacts] = {
             shared_bytes_per_block=64 << 10, shared_bytes_per_sm=64 << 10, registers_per_sm=131072,
             registers_per_thread=512, warps_per_sm=32, blocks_per_sm=32, warp_size=64, fma_per_clock=128,
             special_per_clock=16, matrix_tflops={"fp16": 1307.4, "bf16": 1307.4, "tf32": 653.7, "fp32": 163.4},
-            source="AMD Instinct MI300X datasheet and CDNA 3 ISA guide",
+            source="AMD Instinct MI300X datasheet, CDNA 3 whitepaper and ISA guide (L2 of one XCD)",
         ),
     )
 }  # fmt: skip
+
+# A bare architecture stands for its commonest model in a data centre (or, for sm_89, on a desk).
+_COMMONEST = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90": "h100", "sm_100": "b200", "gfx942": "mi300x"}
+
+TARGETS: Mapping[str, DeviceFacts] = {
+    **_MODELS,
+    **{
+        arch: replace(_MODELS[model], name=arch, source=f"the figures of {model}: {_MODELS[model].source}")
+        for arch, model in _COMMONEST.items()
+    },
+}
+
+
+def find_target(name: str) -> DeviceFacts:
+    """The facts of a model (`h200`) or of a bare architecture (`sm_90`). Raises `UsageError` if `name` is neither."""
+    facts = TARGETS.get(name.strip().lower())
+    if facts is None:
+        hint = did_you_mean(name.lower(), tuple(TARGETS))
+        raise UsageError(f"no published figures are known of a target `{name}`", hint=hint)
+    return facts

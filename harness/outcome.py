@@ -193,7 +193,8 @@ class Record:
     """One line of a journal: a candidate and what became of it.
 
     `same_code_as` names the trial whose machine code was equal, so that nothing was run again; `shared_verdict` says that
-    the verdict came from a candidate that the judge cannot tell from this one.
+    the verdict came from a candidate that the judge cannot tell from this one. `role` is `final` for the fresh samples
+    taken after the choice, and `beside` is then the config whose samples were interleaved with them.
     """
 
     trial: int
@@ -203,6 +204,8 @@ class Record:
     seconds: float
     same_code_as: int | None = None
     shared_verdict: bool = False
+    role: Literal["screen", "final"] = "screen"
+    beside: Mapping[str, int | str | bool] | None = None
 
 
 RECORDS: TypeAdapter[Record] = TypeAdapter(Record)

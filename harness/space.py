@@ -95,4 +95,83 @@ class Census:
 class Space:
     """A kernel's tunables and rules for one problem on one device."""
 
+    params: tuple[Param, ...]
+    rules: tuple[Rule, ...]
+    _legal: list[Config] = field(default_factory=list, compare=False, repr=False)
+    _census: list[Census] = field(default_factory=list, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        for kind, names in (
+            ("parameter", [param.name for param in self.params]),
+            ("rule", [rule.name for rule in self.rules]),
+        ):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise UsageError(f"the space has two {kind}s named `{twice.pop()}`")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(param.name for param in self.params)
+
+    @property
+    def interpreted(self) -> tuple[str, ...]:
+        """Names of the parameters that Triton's interpreter sees."""
+        return tuple(param.name for param in self.params if param.interpreted)
+
+    @property
+    def legal(self) -> Sequence[Config]:
+        """Every legal config, in the order of the parameters' values."""
+        self._enumerate()
+        return self._legal
+
+    @property
+    def census(self) -> Census:
+        self._enumerate()
+        return self._census[0]
+
+    def check(self, config: Mapping[str, Any]) -> Config:
+        """Return `config` in the order of the space. Raises `UsageError` if it is not a legal member."""
+        for name in config:
+            if name not in self.names:
+                raise UsageError(f"the space has no parameter `{name}`", hint=did_you_mean(name, self.names))
+        for param in self.params:
+            if param.name not in config:
+                raise UsageError(f"the config `{dict(config)}` gives no `{param.name}`")
+            if config[param.name] not in param.values:
+                raise UsageError(f"`{param.name}` cannot be {config[param.name]}: allowed are {param.values}")
+        found = Config({param.name: config[param.name] for param in self.params})
+        broken = self.broken_rule(found)
+        if broken:
+            raise UsageError(f"the config `{found}` breaks the rule `{broken.name}`: {broken.why}")
+        return found
+
+    def broken_rule(self, config: Config) -> Rule | None:
+        """The first rule that removes `config`, or None if it is legal."""
+        return next((rule for rule in self.rules if not rule.holds(config)), None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of parameters and legal configs (not of the reasons given)."""
+        described = {
+            "params": [[param.name, list(param.values)] for param in self.params],
+            "legal": [list(config.values()) for config in self.legal],
+        }
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+    def _enumerate(self) -> None:
+        if self._census:
+            return
+        pruned = {rule.name: 0 for rule in self.rules}
+        alone = dict(pruned)
+        size = 0
+        for values in itertools.product(*(param.values for param in self.params)):
+            size += 1
+            config = Config(dict(zip(self.names, values, strict=True)))
+            broken = [rule.name for rule in self.rules if not rule.holds(config)]
+            for name in broken:
+                alone[name] += 1
+            if broken:
+                pruned[broken[0]] += 1
+            else:
+                self._legal.append(config)
+        self._census.append(Census(size=size, legal=len(self._legal), pruned=pruned, alone=alone))

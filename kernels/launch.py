@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+import triton
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
@@ -26,7 +29,8 @@ class Steps:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """One kernel launch. `args` are run-time arguments and `constants` compile-time ones, both by parameter name;
-    `options` are compiler options such as `num_warps`, `num_stages`, `maxnreg`."""
+    `options` are compiler options such as `num_warps`, `num_stages`, `maxnreg`. `scratch` says that the kernel makes tensor
+    descriptors, for which Triton asks the host for memory on a GPU."""
 
     kernel: Any
     grid: tuple[int, int, int]
@@ -34,6 +38,7 @@ class Launch:
     constants: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: Steps | None = None
+    scratch: bool = False
 
     @property
     def name(self) -> str:
@@ -42,4 +47,11 @@ class Launch:
     def run(self) -> None:
         """Launch on the current device; a grid with an empty axis is no launch at all."""
         if 0 not in self.grid:
+            if self.scratch:
+                triton.set_allocator(_allocate)
             self.kernel[self.grid](**self.args, **self.constants, **self.options)
+
+
+def _allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """Memory for the descriptors of one launch, on the current device; PyTorch aligns to more than Triton asks for."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")

@@ -1,0 +1,107 @@
+"""The command line: options, one call a verb, and errors as exit codes.
+
+Exit codes: 0 fine, 1 the tool found something, 2 usage, 3 environment, 70 a bug of ours, 130 interrupted (the journal is
+valid). An error reads `error: ...`, a blank line, `hint: ...`; a traceback appears only with `--verbose` or for a bug.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from harness import __version__
+from harness.errors import HarnessError, UsageError
+
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with our voice: a usage error is an exception like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"see `{self.prog} --help`")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = _Parser(prog="flashtune", description="Find the fastest attention config that is proved right.")
+    parser.add_argument("--version", action="version", version=f"flashtune {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+
+    tune = _verb(verbs, "tune", "search a kernel's space and keep a champion for each problem; run again to continue")
+    tune.add_argument("kernel", metavar="KERNEL", help="stem of a file in kernels/ and search_spaces/")
+    tune.add_argument("--workload", metavar="W", help="named problems (default: quickstart); NAME:TAG for a part")
+    tune.add_argument("--problem", metavar="P", action="append", help="a problem, e.g. 'b4 h32/8 s4096 d128 bf16 causal'")
+    tune.add_argument("--target", metavar="T", help="device to tune for; estimated unless it is here (default without a GPU: h200)")
+    tune.add_argument("--budget", metavar="N", default="24", help="trials per problem (24) or time per problem (90s, 10m)")
+    tune.add_argument("--strategy", metavar="S", default="tpe", help="tpe, random, exhaustive")
+    tune.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same proposals (default: 0)")
+    tune.add_argument("--jobs", metavar="N", type=int, help="child processes for compiling (default: all cores)")
+    tune.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
+    tune.add_argument("--draft", action="store_true", help="keep champions as drafts that git ignores")
+    tune.add_argument("--no-progress", action="store_true", help="no live progress bar")
+
+    space = _verb(verbs, "space", "the size of a kernel's space, and how many configs each rule removes")
+    space.add_argument("kernel", metavar="KERNEL")
+    space.add_argument("--problem", metavar="P", required=True)
+    space.add_argument("--target", metavar="T", help="device (default: h200)")
+
+    _verb(verbs, "doctor", "what is on this machine, and whether a measurement here could be trusted")
+
+    show = _verb(verbs, "show", "champions; with --failed the failures of the journals by reason")
+    show.add_argument("kernel", metavar="KERNEL", nargs="?")
+    show.add_argument("--target", metavar="T", help="champions of this device only")
+    show.add_argument("--failed", action="store_true", help="failures by reason instead of champions")
+    show.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
+    return parser
+
+
+def _verb(verbs: "argparse._SubParsersAction[_Parser]", name: str, what: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=what, description=what)
+    verb.add_argument("--workspace", metavar="DIR", help="folder with kernels/ and search_spaces/ (default: found upwards)")
+    verb.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    verb.add_argument("--quiet", action="store_true", help="no narration on stderr")
+    verb.add_argument("--verbose", action="store_true", help="tracebacks with errors")
+    return verb
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    verbose = "--verbose" in (sys.argv if argv is None else argv)
+    try:
+        return _dispatch(build_parser().parse_args(argv))
+    except KeyboardInterrupt:
+        print("\ninterrupted: every finished trial is in the journal; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    except HarnessError as error:
+        if verbose:
+            traceback.print_exc()
+        _explain(error)
+        return error.exit_code
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    from harness import commands
+
+    verbs = {
+        "tune": commands.run_tune,
+        "space": commands.run_space,
+        "doctor": commands.run_doctor,
+        "show": commands.run_show,
+    }
+    return verbs[options.verb](options)
+
+
+def _explain(error: HarnessError) -> None:
+    print(f"error: {error.message}", file=sys.stderr)
+    cause = error.__cause__
+    while cause is not None:
+        print(f"  caused by: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}", file=sys.stderr)
+        cause = cause.__cause__
+    if error.hint:
+        print(f"\nhint: {error.hint}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

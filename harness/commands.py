@@ -1,0 +1,388 @@
+"""What each verb of the command line does, given its parsed options: one function a verb.
+
+stdout carries results, stderr narration. Refuses to parse (that is `harness.cli`) and to lay out text (`harness.report`).
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import documents, report
+from harness.champions import Champion, Environment, Number, champion_path, read_champions, save_champions
+from harness.device import DeviceFacts, find_target
+from harness.errors import MachineError, UsageError
+from harness.outcome import Measured, Mode, Record, value_ms
+from harness.problem import Problem, parse_problem
+from harness.search import DEFAULT_STRATEGY, make_strategy, open_study
+from harness.space import Space
+from harness.store import Journal, open_journal, read_journal
+from harness.tune import Budget, Settled, Task, Tried, tune
+from harness.worker import Job, ProcessRunner, Runner
+from harness.workload import find_workload, problems_for
+from harness.workspace import Workspace, digest_modules, environment, find_workspace, triton_cache
+
+DEFAULT_TARGET = "h200"
+DEFAULT_BUDGET = "24"
+
+# Modules that decide a verdict or a number: records made by other versions of them are not continued.
+_JUDGES = (
+    "binary", "bounds", "compare", "compile", "estimate", "flow", "inputs", "measure", "operation", "oracle", "outcome",
+    "problem", "prune", "verify",
+)  # fmt: skip
+
+RunnerFactory = Callable[[Job, int], Runner]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a tune happens: the device, and whether a number there is a time or an estimate."""
+
+    device: DeviceFacts
+    mode: Mode
+    driver: str | None = None
+
+
+def run_tune(options: argparse.Namespace, factory: RunnerFactory | None = None) -> int:
+    """`flashtune tune`: search every problem of the workload and keep the champions."""
+    workspace = find_workspace(options.workspace)
+    pass_ = workspace.kernel_pass(options.kernel)
+    problems = _problems(options, workspace, pass_)
+    budget = parse_budget(options.budget)
+    setting = _setting(options.target)
+    if factory is None:
+        _require_packages("torch", "triton")
+        factory = _process_runner
+    spaces = [_space(workspace, options.kernel, problem, setting.device) for problem in problems]
+    tasks_of = workspace.load_space(options.kernel)
+    journal = _open_run(options, workspace, setting)
+    err = report.open_console(sys.stderr)
+    if not options.quiet:
+        err.print(report.heading(options.kernel, setting.device, setting.mode, problems))
+        for problem, space in zip(problems, spaces, strict=True):
+            err.print(report.space_line(problem, space))
+        if journal.torn:
+            err.print(f"warning: dropped an unfinished line of {journal.torn} bytes at the end of the journal")
+    runner = factory(
+        Job(root=workspace.root, stem=options.kernel, device=setting.device, mode=setting.mode, seed=options.seed),
+        options.jobs or os.cpu_count() or 1,
+    )
+    tasks = []
+    for problem, space in zip(problems, spaces, strict=True):
+        default = space.check(tasks_of.default(problem, setting.device))
+        name = f"{options.kernel} {problem} {options.strategy} seed={options.seed}"
+        study = open_study(name, journal.path.with_suffix(".optuna.log"))
+        strategy = make_strategy(options.strategy, space, default, study=study, seed=options.seed)
+        tasks.append(Task(problem=problem, space=space, default=default, strategy=strategy))
+    try:
+        settled = _run_tasks(tasks, runner, journal, budget, options)
+    finally:
+        runner.close()
+        journal.close()
+    saved = _save(settled, workspace, setting, options)
+    if options.json:
+        document = _tune_document(options.kernel, setting, settled, journal.path)
+        print(documents.DOCUMENTS["tune"].dump_json(document, indent=1).decode())
+    else:
+        report.open_console(sys.stdout).print(
+            report.summary_lines(settled, _shown(journal.path), saved and _shown(saved), setting.mode), end=""
+        )
+    return 0
+
+
+def _run_tasks(
+    tasks: Sequence[Task], runner: Runner, journal: Journal, budget: Budget, options: argparse.Namespace
+) -> list[Settled]:
+    out, err = report.open_console(sys.stdout), report.open_console(sys.stderr)
+    total = None if budget.trials is None else sum(min(budget.trials, len(task.space.legal)) for task in tasks)
+    settled = []
+    with report.Bar(err, shown=err.is_terminal and not (options.quiet or options.no_progress), total=total) as bar:
+        for task in tasks:
+            for event in tune(task, runner, journal, budget=budget, seed=options.seed):
+                if isinstance(event, Tried):
+                    bar.step(event, runner.mode)
+                else:
+                    settled.append(event)
+                    if not options.json:
+                        out.print(report.settled_lines(event, runner.mode))
+    return settled
+
+
+def run_space(options: argparse.Namespace) -> int:
+    """`flashtune space`: the size of a space, and how many configs each rule removes."""
+    workspace = find_workspace(options.workspace)
+    pass_ = workspace.kernel_pass(options.kernel)
+    problem = _check_pass(parse_problem(options.problem, default_pass=pass_), options.kernel, pass_)
+    device = find_target(options.target or DEFAULT_TARGET)
+    space = _space(workspace, options.kernel, problem, device)
+    if options.json:
+        census = space.census
+        document = documents.SpaceDocument(size=census.size, legal=census.legal, pruned=census.pruned)
+        print(documents.DOCUMENTS["space"].dump_json(document, indent=1).decode())
+        return 0
+    whys = {rule.name: rule.why for rule in space.rules}
+    out = report.open_console(sys.stdout)
+    for line in report.census_lines(problem, device, space.census, whys):
+        out.print(line)
+    return 0
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """`flashtune doctor`: what is here, and whether a measurement here could be trusted."""
+    from harness import probe
+
+    machine = probe.probe()
+    found = list(probe.trust(machine))
+    live = probe.live_device(machine)
+    workspace = _workspace_or_none(options.workspace)
+    document = documents.DoctorDocument(
+        trustworthy=live is not None and not any(finding.severity == "error" for finding in found),
+        mode="measured" if live else "estimated",
+        device=documents.DeviceDocument(name=live.name, arch=live.arch) if live else None,
+        workspace=str(workspace.root) if workspace else None,
+        kernels=tuple(workspace.stems) if workspace else (),
+        machine=machine,
+        findings=tuple(
+            documents.FindingDocument(severity=finding.severity, message=finding.message, hint=finding.hint)
+            for finding in found
+        ),
+    )
+    if options.json:
+        print(documents.DOCUMENTS["doctor"].dump_json(document, indent=1).decode())
+    else:
+        for line in report.doctor_lines(document):
+            report.open_console(sys.stdout).print(line)
+    return 0
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """`flashtune show`: champions, or with `--failed` the failures of the journals by reason."""
+    workspace = find_workspace(options.workspace)
+    kernels = [workspace.check_stem(options.kernel)] if options.kernel else workspace.stems
+    if options.failed:
+        records = [record for path in _journals(options, workspace, kernels) for record in read_journal(path)[1]]
+        document = documents.ShowDocument(failures=report.failures(records))
+    else:
+        found = [(path, read_champions(path)) for path in sorted((workspace.results / "best").glob("*/*.json"))]
+        document = documents.ShowDocument(
+            champions=tuple(
+                (_shown(path), champions)
+                for path, champions in found
+                if champions.kernel in kernels and options.target in (None, champions.device)
+            )
+        )
+    if options.json:
+        print(documents.DOCUMENTS["show"].dump_json(document, indent=1).decode())
+    else:
+        for line in report.show_lines(document, failed=options.failed):
+            report.open_console(sys.stdout).print(line)
+    return 0
+
+
+def parse_budget(text: str) -> Budget:
+    """`24` is trials per problem, `90s`, `10m`, `1h` is time per problem. Raises `UsageError`."""
+    match = re.fullmatch(r"(\d+)([smh]?)", text)
+    if not match or int(match[1]) == 0:
+        raise UsageError(
+            f"the budget `{text}` cannot be read", hint="give trials per problem (`24`) or time per problem (`90s`, `10m`)"
+        )
+    if not match[2]:
+        return Budget(trials=int(match[1]))
+    return Budget(seconds=int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]])
+
+
+def _problems(options: argparse.Namespace, workspace: Workspace, pass_: Any) -> list[Problem]:
+    if options.problem and options.workload:
+        raise UsageError("`--problem` and `--workload` exclude each other", hint="give one of them")
+    if options.problem:
+        read = [parse_problem(text, default_pass=pass_) for text in options.problem]
+        return list(dict.fromkeys(_check_pass(problem, options.kernel, pass_) for problem in read))
+    workload = find_workload(options.workload or "quickstart", extra=workspace.root / "search_spaces" / "workloads.toml")
+    return list(dict.fromkeys(problems_for(workload, pass_)))
+
+
+def _check_pass(problem: Problem, kernel: str, pass_: str) -> Problem:
+    if problem.pass_ != pass_:
+        raise UsageError(
+            f"`{kernel}` computes the {pass_} pass, the problem `{problem}` asks for {problem.pass_}",
+            hint=f"write `{pass_}` or leave the pass out",
+        )
+    return problem
+
+
+def _space(workspace: Workspace, kernel: str, problem: Problem, device: DeviceFacts) -> Space:
+    space: Space = workspace.load_space(kernel).space(problem, device)
+    if not space.legal:
+        removed = ", ".join(f"{name} −{count}" for name, count in space.census.pruned.items() if count)
+        raise UsageError(f"the space of `{kernel}` for `{problem}` on {device.name} has no legal config: {removed}")
+    return space
+
+
+def _setting(target: str | None) -> Setting:
+    """Measure if the wanted device is here, else estimate for the target by compiling for it."""
+    named = find_target(target) if target else None
+    live, driver = _live_device()
+    if live is not None and (named is None or named.name in (live.name, live.arch)):
+        return Setting(live, "measured", driver)
+    return Setting(named or find_target(DEFAULT_TARGET), "estimated")
+
+
+def _live_device() -> tuple[DeviceFacts | None, str | None]:
+    # Asking torch costs seconds; where the kernel driver has made no device node there is nothing to ask for.
+    if not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")):
+        return None, None
+    from harness import probe
+
+    machine = probe.probe()
+    return probe.live_device(machine), next((gpu.driver for gpu in machine.gpus), None)
+
+
+def _require_packages(*names: str) -> None:
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise MachineError(f"the package `{name}` is not installed in {sys.prefix}", hint="run `make setup`")
+
+
+def _process_runner(job: Job, jobs: int) -> Runner:
+    return ProcessRunner(job=job, jobs=jobs, cache=triton_cache())
+
+
+def _runs(options: argparse.Namespace, workspace: Workspace) -> Path:
+    return Path(options.runs) if options.runs else workspace.results / "runs"
+
+
+def _open_run(options: argparse.Namespace, workspace: Workspace, setting: Setting) -> Journal:
+    """The journal of everything that depends on the same kernel, device, toolchain and judge."""
+    identity = {
+        "kernel": options.kernel,
+        "device": setting.device.name,
+        "arch": setting.device.arch,
+        "mode": setting.mode,
+        "driver": setting.driver,
+        "triton": _version("triton"),
+        "torch": _version("torch"),
+        "kernel_digest": workspace.kernel_digest(options.kernel),
+        "judge_digest": digest_modules(_JUDGES),
+        "gate_seed": options.seed,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{options.kernel}-{setting.device.name}-{setting.mode}-{digest}.jsonl"
+    return open_journal(_runs(options, workspace) / name, identity)
+
+
+def _journals(options: argparse.Namespace, workspace: Workspace, kernels: Sequence[str]) -> list[Path]:
+    return sorted(path for name in kernels for path in _runs(options, workspace).glob(f"{name}-*.jsonl"))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _save(
+    settled: Sequence[Settled], workspace: Workspace, setting: Setting, options: argparse.Namespace
+) -> Path | None:
+    """Keep the champions: measured ones where they are reviewed and committed, all others as drafts."""
+    fresh = []
+    for one in settled:
+        champion = one.champion
+        if champion is None or one.value_ms is None:
+            continue
+        outcome: Any = champion.outcome
+        fresh.append(
+            Champion(
+                problem=one.problem.key,
+                config=champion.config,
+                default=one.default.config,
+                number=_number(one, setting.mode),
+                verdict=outcome.verdict,
+                binaries=outcome.artifact.binaries,
+                environment=Environment(
+                    toolchain=outcome.artifact.toolchain,
+                    torch=_version("torch"),
+                    driver=setting.driver,
+                    kernel_digest=workspace.kernel_digest(options.kernel),
+                    space_digest=one.space.fingerprint,
+                ),
+                trials=one.outcomes,
+            )
+        )
+    if not fresh:
+        return None
+    draft = options.draft or setting.mode != "measured"
+    path = champion_path(workspace.results, setting.device.name, options.kernel, draft=draft)
+    save_champions(path, fresh, device=setting.device.name, arch=setting.device.arch, kernel=options.kernel)
+    return path
+
+
+def _number(settled: Settled, mode: Mode) -> Number:
+    value, compared = settled.value_ms, settled.against_default
+    assert value is not None
+    default_ms = value_ms(settled.default.outcome)
+    if mode != "measured" or settled.final is None or not isinstance(settled.final.outcome, Measured):
+        return Number(kind=mode, value_ms=value, default_ms=default_ms)
+    samples = settled.final.outcome.samples
+    is_default = settled.champion is not None and settled.champion.config == settled.default.config
+    raced = compared is not None and compared.ratio is not None and compared.interval is not None and not is_default
+    return Number(
+        kind=mode,
+        value_ms=value,
+        default_ms=value if is_default else default_ms,
+        ratio=compared.ratio if raced and compared else None,
+        ratio_interval=(compared.interval.low, compared.interval.high) if raced and compared and compared.interval else None,
+        samples=len(samples.times_ms),
+    )
+
+
+def _tune_document(kernel: str, setting: Setting, settled: Sequence[Settled], journal: Path) -> documents.TuneDocument:
+    return documents.TuneDocument(
+        kernel=kernel,
+        device=documents.DeviceDocument(name=setting.device.name, arch=setting.device.arch),
+        mode=setting.mode,
+        problems=tuple(_problem_document(one, setting.mode) for one in settled),
+        journal=str(journal),
+    )
+
+
+def _problem_document(settled: Settled, mode: Mode) -> documents.ProblemDocument:
+    census, champion = settled.space.census, settled.champion
+    shown = None
+    if champion is not None and settled.value_ms is not None:
+        outcome: Any = champion.outcome
+        shown = documents.ChampionDocument(
+            config=champion.config, value_ms=settled.value_ms, kind=mode, verdict=outcome.verdict
+        )
+    return documents.ProblemDocument(
+        problem=settled.problem.key,
+        space=documents.SpaceDocument(size=census.size, legal=census.legal, pruned=census.pruned),
+        outcomes=settled.outcomes,
+        champion=shown,
+        default=documents.DefaultDocument(config=settled.default.config, value_ms=value_ms(settled.default.outcome)),
+    )
+
+
+def _workspace_or_none(given: str | None) -> Workspace | None:
+    from harness.errors import WorkspaceError
+
+    try:
+        return find_workspace(given)
+    except WorkspaceError:
+        if given is not None:
+            raise
+        return None
+
+
+def _shown(path: Path) -> str:
+    """A path as the reader would type it: relative where that is shorter."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,0 +1,132 @@
+"""The JSON documents that commands print for scripts, as types; their JSON Schemas are generated from these.
+
+Refuses extra fields and missing ones: a script that reads a document today must be able to read it tomorrow.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from harness.champions import ChampionFile
+from harness.compare import Verdict
+from harness.outcome import Mode
+from harness.probe import Machine
+
+_DOCUMENT = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=True)
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+ConfigValues = Mapping[str, int | str | bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class DeviceDocument:
+    """A device: its short name and its architecture (`sm_90`, `gfx942`)."""
+
+    name: str
+    arch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class SpaceDocument:
+    """What `flashtune space --json` prints: size = legal + the sum of pruned, by the first rule that refused."""
+
+    size: int
+    legal: int
+    pruned: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class DefaultDocument:
+    """The default config and its number, None when it has none."""
+
+    config: ConfigValues
+    value_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class ChampionDocument:
+    """The best config that passed, its number in milliseconds, what kind of number it is, and the verdict it rests on."""
+
+    config: ConfigValues
+    value_ms: float
+    kind: Mode
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class ProblemDocument:
+    """What became of one problem; `champion` is null when no candidate passed."""
+
+    problem: str
+    space: SpaceDocument
+    outcomes: Mapping[str, int]
+    champion: ChampionDocument | None
+    default: DefaultDocument
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class TuneDocument:
+    """What `flashtune tune --json` prints. `journal` is the path of the run's journal."""
+
+    kernel: str
+    device: DeviceDocument
+    mode: Mode
+    problems: tuple[ProblemDocument, ...]
+    journal: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class FailureDocument:
+    """A reason why candidates have no number, how often it was found, and one candidate that it befell."""
+
+    kind: str
+    reason: str
+    count: int
+    problem: str
+    config: ConfigValues
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class FindingDocument:
+    """Something that a measurement or a tune here would suffer from."""
+
+    severity: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class DoctorDocument:
+    """What `flashtune doctor --json` prints. `trustworthy` says whether a time measured here could be trusted."""
+
+    trustworthy: bool
+    mode: Mode
+    device: DeviceDocument | None
+    workspace: str | None
+    kernels: tuple[str, ...]
+    machine: Machine
+    findings: tuple[FindingDocument, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class ShowDocument:
+    """What `flashtune show --json` prints: champion files with their paths, or with `--failed` failures by reason."""
+
+    champions: tuple[tuple[str, ChampionFile], ...] = ()
+    failures: tuple[FailureDocument, ...] = ()
+
+
+DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
+    "tune": TypeAdapter(TuneDocument),
+    "space": TypeAdapter(SpaceDocument),
+    "doctor": TypeAdapter(DoctorDocument),
+    "show": TypeAdapter(ShowDocument),
+}
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the document that the command `name` prints."""
+    title = f"flashtune {name} --json"
+    return {"$schema": _DIALECT, "title": title, **DOCUMENTS[name].json_schema(mode="serialization")} | {"title": title}

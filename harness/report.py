@@ -1,0 +1,348 @@
+"""What a person reads: progress, results, summaries. The only importer of rich.
+
+Refuses to decide anything: it shows what others found. Colour only repeats what the words already say; a number without
+a measurement is never printed without the word *estimated* beside it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from harness import stats
+from harness.champions import Champion
+from harness.device import DeviceFacts
+from harness.documents import DoctorDocument, FailureDocument, ShowDocument
+from harness.outcome import (
+    CompileFailed,
+    Flaky,
+    LaunchFailed,
+    Measured,
+    Mode,
+    Pruned,
+    Record,
+    Samples,
+    TimedOut,
+    Wrong,
+    value_ms,
+)
+from harness.problem import Problem
+from harness.space import Census, Space
+from harness.tune import Settled, Tried
+
+_LABEL = 24
+
+FAILURES = {
+    "pruned": "pruned",
+    "compile_failed": "compile failed",
+    "launch_failed": "launch failed",
+    "timed_out": "timed out",
+    "wrong": "wrong",
+    "flaky": "flaky",
+}
+
+
+def open_console(stream: TextIO) -> Console:
+    """A console that leaves paths, brackets and numbers as they are."""
+    return Console(file=stream, highlight=False, emoji=False, markup=False, soft_wrap=True)
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits without an exponent, thousands separated."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    text = f"{value:.3g}"
+    if "e" in text:
+        return f"{value:.8f}".rstrip("0")
+    digits = len(text.lstrip("-0.").replace(".", ""))
+    if digits >= 3:
+        return text
+    return text + ("" if "." in text else ".") + "0" * (3 - digits)
+
+
+def times(ratio: float) -> str:
+    """A speed-up with its sign, for example 1.27×."""
+    return f"{three_digits(ratio)}×"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def heading(kernel: str, device: DeviceFacts, mode: Mode, problems: Sequence[Problem]) -> Text:
+    """The line that a tune starts with."""
+    where = f"on {device.name} ({device.arch})"
+    if mode == "estimated":
+        where = f"for {device.name} ({device.arch}), estimated: no such device is here"
+    return Text.assemble(
+        ("Tuning ", "bold"), (kernel, "bold cyan"), f" {where} · {plural(len(problems), 'problem')}", ""
+    )
+
+
+def space_line(problem: Problem, space: Space) -> str:
+    """One line on a problem's space: its size, what is legal, what each rule removed."""
+    census = space.census
+    removed = "   ".join(f"{name} −{count:,}" for name, count in census.pruned.items() if count)
+    return f"{problem}\n  {census.size:,} configs, {census.legal:,} legal" + (f"   {removed}" if removed else "")
+
+
+class Bar:
+    """A live progress line on a terminal, nothing elsewhere; one trial is one step."""
+
+    def __init__(self, console: Console, *, shown: bool, total: int | None) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not shown,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=total)
+        self._failed: Counter[str] = Counter()
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, tried: Tried, mode: Mode) -> None:
+        if tried.record.outcome.kind in FAILURES:
+            self._failed[FAILURES[tried.record.outcome.kind]] += 1
+        word = " estimated" if mode == "estimated" else ""
+        best = "no candidate yet" if tried.best_ms is None else f"best {three_digits(tried.best_ms)} ms{word}"
+        failed = f"  ({', '.join(f'{count} {name}' for name, count in self._failed.items())})" if self._failed else ""
+        self._progress.update(self._task, advance=1, description=f"{tried.problem}  {best}{failed}")
+
+
+def settled_lines(settled: Settled, mode: Mode) -> Text:
+    """A problem's champion in the look of a measurement tool."""
+    text = Text()
+    text.append(f"{settled.problem}\n", style="bold")
+    if settled.champion is None:
+        text.append("  No champion: no candidate passed\n", style="red")
+        for failure in failures(settled.records)[:3]:
+            text.append(f"  {failure.count} × {failure.reason}\n")
+        return text
+    for label, value in _number_lines(settled, mode) + _evidence_lines(settled, mode):
+        text.append(f"  {label + ':':<{_LABEL}}")
+        text.append(value + "\n")
+    return text
+
+
+def _number_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
+    value = settled.value_ms
+    assert value is not None
+    rate = three_digits(settled.problem.flops / value / 1e9)
+    if mode == "estimated":
+        return [("Time (estimated)", f"{three_digits(value)} ms{rate:>14} TFLOP/s estimated      not measured")]
+    samples = _champion_times(settled)
+    if not samples:
+        return [("Time (replayed)", f"{three_digits(value)} ms{rate:>14} TFLOP/s")]
+    spread = three_digits(stats.mad(samples))
+    low, high = stats.percentile(samples, 5), stats.percentile(samples, 95)
+    return [
+        (
+            "Time (median ± MAD)",
+            f"{three_digits(value)} ms ± {spread} ms{rate:>12} TFLOP/s    {plural(len(samples), 'sample')}",
+        ),
+        ("Range (p5 … p95)", f"{three_digits(low)} ms … {three_digits(high)} ms"),
+    ]
+
+
+def _champion_times(settled: Settled) -> tuple[float, ...]:
+    record = settled.final or settled.champion
+    if record is None or not isinstance(record.outcome, Measured):
+        return ()
+    samples: Samples = record.outcome.samples
+    chosen = settled.champion is not None and record.config == settled.champion.config
+    return samples.times_ms if chosen else samples.incumbent_ms
+
+
+def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
+    champion = settled.champion
+    assert champion is not None
+    lines = [("Config", " ".join(f"{name}={value}" for name, value in champion.config.items()))]
+    lines.append(("Against default", _against_default(settled, mode)))
+    outcome = champion.outcome
+    verdict = getattr(outcome, "verdict", None)
+    if verdict is not None:
+        worst = max(check.ratio for check in verdict.checks)
+        blind = f", blind to {', '.join(verdict.blind_to)}" if verdict.blind_to else ""
+        lines.append(
+            (
+                "Verdict",
+                f"{verdict.status} on {plural(len(verdict.cases), 'case')} ({verdict.where}{blind}); "
+                f"worst error {three_digits(worst)} of its bound",
+            )
+        )
+    return lines
+
+
+def _against_default(settled: Settled, mode: Mode) -> str:
+    assert settled.champion is not None
+    if settled.champion.config == settled.default.config:
+        if settled.against_default is not None:
+            return f"it is the default ({settled.against_default.reason})"
+        return "it is the default; nothing tried was faster"
+    before = value_ms(settled.default.outcome)
+    if before is None:
+        return f"the default has no number ({FAILURES.get(settled.default.outcome.kind, settled.default.outcome.kind)})"
+    assert settled.value_ms is not None
+    found = settled.against_default
+    if found is not None and found.ratio is not None and found.interval is not None:
+        low, high = 1 / found.interval.high, 1 / found.interval.low
+        return f"{times(1 / found.ratio)} faster  (95 % interval {three_digits(low)} … {three_digits(high)})"
+    word = "by estimate" if mode == "estimated" else ""
+    return f"{times(before / settled.value_ms)} {word} (default: {three_digits(before)} ms {mode})"
+
+
+def summary_lines(settled: Sequence[Settled], journal: str, saved: str | None, mode: Mode) -> Text:
+    """The end of a tune: how many problems, what was rejected and why, where everything is."""
+    text = Text()
+    words = Counter(_standing(one, mode) for one in settled)
+    counted = " · ".join(f"{count} {word}" for word, count in words.items())
+    text.append("Summary", style="bold")
+    text.append(f"  {plural(len(settled), 'problem')} · {counted}\n")
+    rejected = Counter[str]()
+    for one in settled:
+        rejected.update({FAILURES[kind]: count for kind, count in one.outcomes.items() if kind in FAILURES})
+    if rejected:
+        listed = " · ".join(f"{count} {name}" for name, count in rejected.items())
+        text.append(f"  rejected: {listed}      details: flashtune show --failed\n")
+    text.append(f"  journal:  {journal}\n")
+    if saved:
+        text.append(f"  champions: {saved}\n")
+    if mode == "estimated":
+        text.append("  every number above is an estimate from the compiled binary: nothing was measured\n")
+    return text
+
+
+def _standing(settled: Settled, mode: Mode) -> str:
+    if settled.champion is None:
+        return "without a champion"
+    if settled.champion.config == settled.default.config:
+        cannot = settled.against_default is not None and settled.against_default.verdict == "cannot tell"
+        return "cannot tell from default" if cannot else "default stays"
+    return "faster than default by estimate" if mode == "estimated" else "faster than default"
+
+
+def reason_of(record: Record) -> str:
+    """Why a candidate has no number, in a line."""
+    outcome = record.outcome
+    if isinstance(outcome, Pruned):
+        return f"pruned by {outcome.rule}: {outcome.detail}"
+    if isinstance(outcome, CompileFailed):
+        return f"compile failed: {outcome.reason}"
+    if isinstance(outcome, LaunchFailed):
+        return f"{outcome.stage} failed: {outcome.reason}"
+    if isinstance(outcome, TimedOut):
+        return f"timed out in {outcome.stage} after {three_digits(outcome.limit_s)} s"
+    if isinstance(outcome, Wrong | Flaky):
+        return f"{outcome.kind}: {outcome.verdict.detail}"
+    return ""
+
+
+def failures(records: Iterable[Record]) -> tuple[FailureDocument, ...]:
+    """Candidates without a number by reason, most frequent first, with one example each."""
+    examples: dict[str, Record] = {}
+    counts = Counter[str]()
+    for record in records:
+        reason = reason_of(record)
+        if reason:
+            examples.setdefault(reason, record)
+            counts[reason] += 1
+    return tuple(
+        FailureDocument(
+            kind=examples[reason].outcome.kind,
+            reason=reason,
+            count=count,
+            problem=examples[reason].problem,
+            config=examples[reason].config,
+        )
+        for reason, count in counts.most_common()
+    )
+
+
+def failure_lines(failure: FailureDocument) -> list[str]:
+    config = " ".join(f"{name}={value}" for name, value in failure.config.items())
+    return [f"{failure.count} × {failure.reason}", f"    for example {failure.problem}", f"    {config}"]
+
+
+def doctor_lines(found: DoctorDocument) -> list[str]:
+    """What is here, in a screen; the findings last, because they are what to act on."""
+    machine = found.machine
+    rows = [("python", f"{machine.python} on {machine.platform}")]
+    for name, package in (("torch", machine.torch), ("triton", machine.triton), ("numpy", machine.numpy)):
+        rows.append((name, package.version or f"missing: {package.reason}"))
+    memory = f", {machine.memory_bytes / 2**30:.1f} GiB" if machine.memory_bytes else ""
+    rows.append(("cores", f"{machine.cores}{memory}"))
+    for gpu in machine.gpus:
+        clock = f", {gpu.clock_mhz} of {gpu.clock_max_mhz} MHz" if gpu.clock_mhz else ""
+        rows.append(
+            (
+                "gpu",
+                f"{gpu.index}: {gpu.name} ({gpu.arch}), {gpu.multiprocessors} multiprocessors, "
+                f"{gpu.memory_bytes / 2**30:.0f} GiB{clock}",
+            )
+        )
+    if not machine.gpus:
+        rows.append(("gpu", f"none: {machine.no_gpu}"))
+    rows.append(("driver", machine.driver or "none"))
+    rows.append(("workspace", found.workspace or "none here"))
+    rows.append(("kernels", ", ".join(found.kernels) or "none"))
+    lines = [f"  {label:<11}{value}" for label, value in rows]
+    for finding in found.findings:
+        lines += ["", f"{finding.severity}: {finding.message}", *([f"  hint: {finding.hint}"] if finding.hint else [])]
+    answer = "yes" if found.trustworthy else "no"
+    return [*lines, "", f"Can a time measured here be trusted?  {answer}"]
+
+
+def census_lines(problem: Problem, device: DeviceFacts, census: Census, whys: Mapping[str, str]) -> list[str]:
+    """A space and what each rule removes from it, as a table."""
+    lines = [f"{problem} on {device.name} ({device.arch})", ""]
+    width = max([len(name) for name in census.pruned] + [8])
+    lines.append(f"  {'rule':<{width}}  {'removes':>9}  {'alone':>9}  why")
+    for name, count in census.pruned.items():
+        lines.append(f"  {name:<{width}}  {count:>9,}  {census.alone[name]:>9,}  {whys[name]}")
+    lines += ["", f"  {'size':<{width}}  {census.size:>9,}", f"  {'legal':<{width}}  {census.legal:>9,}"]
+    return lines
+
+
+def champion_line(champion: Champion) -> list[str]:
+    """A champion of a file, in three lines."""
+    number = champion.number
+    value = f"{three_digits(number.value_ms)} ms {number.kind}"
+    against = ""
+    if number.ratio is not None and number.ratio_interval is not None:
+        low, high = sorted(1 / side for side in number.ratio_interval)
+        against = f", {times(1 / number.ratio)} the default's speed ({three_digits(low)} … {three_digits(high)})"
+    elif number.default_ms is not None:
+        against = f", default {three_digits(number.default_ms)} ms {number.kind}"
+    config = " ".join(f"{name}={value}" for name, value in champion.config.items())
+    return [champion.problem, f"  {value}{against}", f"  {config}"]
+
+
+def show_lines(found: ShowDocument, *, failed: bool) -> list[str]:
+    """Champions file by file, or failures by reason."""
+    if failed:
+        lines = [line for failure in found.failures for line in failure_lines(failure)]
+        return lines or ["no failures in the journals"]
+    lines = []
+    for path, champions in found.champions:
+        draft = " (draft, not reviewed)" if path.endswith(".draft.json") else ""
+        lines.append(f"{champions.kernel} on {champions.device} ({champions.arch}){draft}      {path}")
+        lines += ["  " + line for champion in champions.champions for line in champion_line(champion)] + [""]
+    return lines[:-1] or ["no champions yet: `flashtune tune KERNEL` finds some"]

@@ -1,0 +1,173 @@
+"""The journal: an append-only file of records that survives any interruption with at most the trial in flight lost.
+
+Refuses a file that is not a journal, one of another run, one that is damaged anywhere but in its last line, and one that
+another tune is writing. Never rewrites what it has written.
+"""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.errors import JournalError
+from harness.outcome import RECORDS, Record
+
+# History of the schema: 1 is the first.
+SCHEMA = 1
+
+
+@dataclass(slots=True)
+class Journal:
+    """An open journal. `identity` says what every record in it depends on; `records` are all that it holds.
+
+    `torn` is the length in bytes of an unfinished last line that was dropped when it was opened.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    records: list[Record]
+    torn: int
+    _file: FileIO = field(repr=False)
+
+    def find(self, problem: str, config: Mapping[str, Any]) -> Record | None:
+        """The record of this candidate's trial, if it was tried before."""
+        return self._first(problem, config, "screen", None)
+
+    def find_final(self, problem: str, config: Mapping[str, Any], beside: Mapping[str, Any] | None) -> Record | None:
+        """The fresh samples of this candidate beside that one, if they were taken before."""
+        return self._first(problem, config, "final", beside)
+
+    def _first(
+        self, problem: str, config: Mapping[str, Any], role: str, beside: Mapping[str, Any] | None
+    ) -> Record | None:
+        wanted = (problem, dict(config), role, None if beside is None else dict(beside))
+        for record in self.records:
+            found = (record.problem, dict(record.config), record.role, None if record.beside is None else dict(record.beside))
+            if found == wanted:
+                return record
+        return None
+
+    def append(self, record: Record) -> None:
+        """Write one record and force it to the disk. Raises `JournalError`, with the file as it was, if that fails."""
+        try:
+            _write(self._file, RECORDS.dump_json(record) + b"\n")
+        except OSError as error:
+            raise JournalError(
+                f"cannot write to the journal {self.path}: {error.strerror}",
+                hint="free some space and run the same command again; everything before this trial is kept",
+            ) from error
+        self.records.append(record)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
+    """Open or create the journal at `path` for appending.
+
+    `identity` (JSON values) must equal what the file says, if it exists: records of different devices, kernels or
+    toolchains never mix. Raises `JournalError`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b", buffering=0)
+    except OSError as error:
+        raise JournalError(
+            f"cannot open the journal {path} for writing: {error.strerror}",
+            hint="pass `--runs DIR` with a folder that can be written",
+        ) from error
+    try:
+        return _adopt(path, file, identity)
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Identity and records of a journal, without locking or changing it. Raises `JournalError`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
+    identity, records, _ = _parse(path, content)
+    return identity or {}, records
+
+
+def _adopt(path: Path, file: FileIO, identity: Mapping[str, Any]) -> Journal:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise JournalError(
+            f"the journal {path} is being written by another tune", hint="wait for it, or pass another `--runs DIR`"
+        ) from error
+    file.seek(0)
+    content = file.read()
+    found, records, whole = _parse(path, content)
+    if found is None:
+        header = {"schema": SCHEMA, "journal": "flashtune", "identity": dict(identity)}
+        os.ftruncate(file.fileno(), 0)
+        try:
+            _write(file, json.dumps(header).encode() + b"\n")
+        except OSError as error:
+            raise JournalError(f"cannot write to the journal {path}: {error.strerror}", hint="free some space") from error
+    else:
+        _require_same(path, found, identity)
+        if whole < len(content):
+            os.ftruncate(file.fileno(), whole)
+    return Journal(path=path, identity=dict(identity), records=records, torn=len(content) - whole, _file=file)
+
+
+def _write(file: FileIO, line: bytes) -> None:
+    """Write a line whole and force it to the disk, or leave the file as it was and raise `OSError`."""
+    before = os.fstat(file.fileno()).st_size
+    try:
+        written = file.write(line)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), before)
+        raise
+
+
+def _parse(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[Record], int]:
+    """Identity (None for an empty or header-torn file), records, and the length of the whole lines."""
+    whole = content.rfind(b"\n") + 1
+    lines = content[:whole].splitlines()
+    if not lines:
+        if content and not content.startswith(b'{"schema"'):
+            raise JournalError(f"{path} is not a journal of flashtune")
+        return None, [], 0
+    try:
+        header = json.loads(lines[0])
+        identity = header["identity"]
+        if header["journal"] != "flashtune" or header["schema"] != SCHEMA:
+            raise JournalError(f"the journal {path} has schema {header['schema']}, this version reads {SCHEMA}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise JournalError(f"{path} is not a journal of flashtune: its first line cannot be read") from error
+    records = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            records.append(RECORDS.validate_json(line))
+        except ValidationError as error:
+            raise JournalError(
+                f"the journal {path} is damaged in line {number} of {len(lines)}: {error.errors()[0]['msg']}",
+                hint="move the file away and run again, or cut it before that line to keep what is above",
+            ) from error
+    return identity, records, whole
+
+
+def _require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise JournalError(
+                f"the journal {path} belongs to another run: its {name} is `{found.get(name)}`, this one's `{wanted.get(name)}`",
+                hint="pass another `--runs DIR`",
+            )

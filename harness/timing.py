@@ -1,0 +1,121 @@
+"""A problem at its full size on the device: its tensors, and the times of candidates on them.
+
+Runs in the one worker that owns the GPU. Refuses to judge: the gate has passed what comes here.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from harness import measure
+from harness.inputs import DTYPES, placement_for
+from harness.operation import operation_for, problem_keywords, shapes
+from harness.outcome import Samples
+from harness.problem import Problem
+from harness.space import Value
+
+# A candidate in the screening is known well enough to be dropped or kept; the finalist and the default get what they need
+# for an interval of their ratio. Graphs keep the host's launching, which the kernel cannot help, out of the time.
+POLICIES: Mapping[Literal["screen", "final"], measure.Policy] = {
+    "screen": measure.Policy(method="graph", target=0.02, max_samples=60, budget_ms=400),
+    "final": measure.Policy(method="graph", target=0.003, min_samples=30, max_samples=300, budget_ms=4000),
+}
+
+_ROWS_AT_ONCE = 512
+
+
+def sample(
+    kernel: Any,
+    problem: Problem,
+    config: Mapping[str, Value],
+    *,
+    incumbent: Mapping[str, Value] | None,
+    depth: Literal["screen", "final"],
+    seed: int,
+) -> Samples:
+    """Times of `config`, in turns with `incumbent`, on the same tensors of the full problem on the current GPU."""
+    tensors = _tensors(problem, seed)
+    runs = [_runner(kernel, problem, tensors, each) for each in (config, incumbent) if each is not None]
+    return measure.measure(
+        runs[0],
+        timer=_timer(),
+        policy=POLICIES[depth],
+        rng=np.random.default_rng(seed),
+        incumbent=runs[1] if len(runs) == 2 else None,
+    )
+
+
+def _runner(
+    kernel: Any, problem: Problem, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Value]
+) -> Callable[[], None]:
+    """What launches a config: outputs and workspaces are its own, inputs are shared."""
+    operation = operation_for(problem)
+    inputs = {name: tensors[name] for name in operation.inputs}
+    outputs = {name: _empty(name, problem) for name in operation.outputs}
+    scratch = {
+        name: torch.empty(shape, dtype=dtype, device="cuda")
+        for name, (shape, dtype) in kernel.workspaces(**inputs).items()
+    }
+    launches = kernel.launches(**inputs, **outputs, **scratch, **problem_keywords(problem), **config)
+
+    def run() -> None:
+        for launch in launches:
+            launch.run()
+
+    return run
+
+
+@functools.lru_cache(maxsize=1)
+def _timer() -> measure.CudaTimer:
+    return measure.cuda_timer()
+
+
+@functools.lru_cache(maxsize=1)
+def _tensors(problem: Problem, seed: int) -> dict[str, torch.Tensor]:
+    """Normal inputs in the problem's layout, drawn on the device because at full size the CPU would take minutes."""
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    tensors = {}
+    for name in operation_for(problem).inputs:
+        if name in ("out", "lse"):
+            continue
+        tensors[name] = _empty(name, problem)
+        tensors[name].normal_(generator=generator)
+    if problem.pass_ == "bwd":
+        tensors["out"], tensors["lse"] = _empty("out", problem), _empty("lse", problem)
+        attend(problem, tensors)
+    return tensors
+
+
+def attend(problem: Problem, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Fill `out` and `lse` from `q`, `k`, `v` in fp32, a block of rows at a time: what a backward pass is handed.
+
+    Times do not depend on the last bits, so this is no oracle; a backward pass on arbitrary numbers would overflow.
+    """
+    positions = torch.arange(problem.kv_len, device=tensors["q"].device)
+    for batch in range(problem.batch):
+        for head in range(problem.q_heads):
+            k, v = (tensors[name][batch, head // problem.group].float() for name in ("k", "v"))
+            for start in range(0, problem.q_len, _ROWS_AT_ONCE):
+                rows = slice(start, min(start + _ROWS_AT_ONCE, problem.q_len))
+                scores = problem.softmax_scale * tensors["q"][batch, head, rows].float() @ k.T
+                diagonal = torch.arange(rows.start, rows.stop, device=positions.device)[:, None] + problem.offset
+                if problem.right is not None:
+                    scores.masked_fill_(positions > diagonal + problem.right, -math.inf)
+                if problem.window_left is not None:
+                    scores.masked_fill_(positions < diagonal - problem.window_left, -math.inf)
+                lse = torch.logsumexp(scores, -1)
+                weights = torch.exp(scores - lse[:, None]).nan_to_num_(0.0)
+                tensors["lse"][batch, head, rows] = lse
+                tensors["out"][batch, head, rows] = (weights @ v).to(tensors["out"].dtype)
+
+
+def _empty(name: str, problem: Problem) -> torch.Tensor:
+    """An uninitialised tensor of the problem, with the memory order of its layout."""
+    shape, dtype = shapes(problem)[name]
+    order = placement_for(problem.layout, len(shape)).order
+    memory = torch.empty([shape[axis] for axis in order], dtype=DTYPES[dtype], device="cuda")
+    return memory.permute([order.index(axis) for axis in range(len(shape))])

@@ -1,0 +1,526 @@
+"""Gradients of attention: dq, dk and dv from dout, without storing the attention matrix.
+
+FlashAttention-2 (Dao 2023, algorithm 2) in three launches and without atomic operations, so equal inputs give equal bits:
+two numbers per row, delta = rowsum(dout * out) and the log-sum-exp to base 2; then dk and dv, a program per key block that loops over the query heads of its group and the query
+blocks that see it; then dq, a program per query block. Each recomputes p = exp(scale * q k^T - lse). As in the forward pass,
+blocks inside the band run without a mask and blocks outside it are not visited. Refuses second derivatives.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from . import primitives
+from .launch import Launch, Steps
+from .primitives import Band, band_blocks, base_two, load_tile, masked_block, product, program_row, rounded
+from .primitives import store_tile, tile_at_zero, visible
+
+PASS = "bwd"
+
+# Rows per program of the first launch: it only streams, so this is not worth a search.
+_STREAMED_ROWS = 32
+
+
+@triton.jit(do_not_specialize=["q_len", "rows", "q_heads"])
+def flash_bwd_rows_kernel(
+    out, dout, lse, delta, lse_two,
+    stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
+    stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
+    stride_lse_batch, stride_lse_head, stride_lse_row,
+    stride_delta_batch, stride_delta_head, stride_delta_row,
+    stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    q_len, q_heads, rows,
+    V_HEAD_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, FOLDED: tl.constexpr,
+    WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """delta = rowsum(dout * out), and lse to base 2 with +inf for empty rows, of BLOCK_M queries of one head."""
+    # Position
+    head_row = program_row(rows, FOLDED)
+    if FOLDED:
+        if head_row >= rows:
+            return
+    batch = (head_row // q_heads).to(tl.int64)
+    head = (head_row % q_heads).to(tl.int64)
+    start_m = tl.program_id(0) * BLOCK_M
+    row = start_m + tl.arange(0, BLOCK_M)
+
+    # Load
+    out_base = out + batch * stride_out_batch + head * stride_out_head
+    dout_base = dout + batch * stride_dout_batch + head * stride_dout_head
+    out_at = tile_at_zero(out_base, q_len, stride_out_row, stride_out_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, False, WIDE)
+    dout_at = tile_at_zero(dout_base, q_len, stride_dout_row, stride_dout_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, False, WIDE)
+    o = load_tile(out_at, start_m, q_len, stride_out_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, True, False)
+    do = load_tile(dout_at, start_m, q_len, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, True, False)
+
+    # Accumulate
+    total = tl.sum(o.to(ACC) * do.to(ACC), 1)
+    row = row.to(tl.int64)
+    lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + row * stride_lse_row
+    natural = tl.load(lse_at, mask=row < q_len, other=0.0)
+
+    # Store
+    delta_at = delta + batch * stride_delta_batch + head * stride_delta_head + row * stride_delta_row
+    lse_two_at = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head + row * stride_lse_two_row
+    tl.store(delta_at, total.to(delta.dtype.element_ty), mask=row < q_len)
+    tl.store(lse_two_at, base_two(natural).to(lse_two.dtype.element_ty), mask=row < q_len)
+
+
+@triton.jit
+def _gather_dkdv(
+    k, v, dk, dv, q_at, do_at, lse_base, delta_base, start, key, scale, q_len, offset, left, right,
+    stride_q_row, stride_dout_row, stride_lse_row, stride_delta_row,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """What queries start... start + BLOCK_M add to (dk, dv); scores lie transposed, keys by queries."""
+    CHECK: tl.constexpr = MASKED and not EVEN
+    query = start + tl.arange(0, BLOCK_M)
+
+    # Load
+    q = load_tile(q_at, start, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, CHECK, TMA)
+    lse_at = lse_base + query.to(tl.int64) * stride_lse_row
+    delta_at = delta_base + query.to(tl.int64) * stride_delta_row
+    if CHECK:
+        lse = tl.load(lse_at, mask=query < q_len, other=float("inf"))
+        delta = tl.load(delta_at, mask=query < q_len, other=0.0)
+    else:
+        lse = tl.load(lse_at)
+        delta = tl.load(delta_at)
+
+    # Score
+    s = product(k, tl.trans(q), tl.zeros([k.shape[0], BLOCK_M], dtype=dk.dtype))
+    s = s * scale - lse[None, :]
+
+    # Mask
+    if MASKED:
+        seen = visible(key[:, None], query[None, :], offset, left, right, q_len, HAS_LEFT, HAS_RIGHT, EVEN)
+        s = tl.where(seen, s, float("-inf"))
+
+    # Softmax
+    p = tl.exp2(s)
+
+    # Accumulate
+    do = load_tile(do_at, start, q_len, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, CHECK, TMA)
+    dv = product(rounded(p, do.dtype), do, dv)
+    dp = product(v, tl.trans(do), tl.zeros([k.shape[0], BLOCK_M], dtype=dk.dtype))
+    ds = p * (dp - delta[None, :])
+    dk = product(rounded(ds, q.dtype), q, dk)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "kv_heads"])
+def flash_bwd_dkdv_kernel(
+    q, k, v, lse_two, dout, delta, dk, dv,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
+    stride_delta_batch, stride_delta_head, stride_delta_row,
+    stride_dk_batch, stride_dk_head, stride_dk_row, stride_dk_col,
+    stride_dv_batch, stride_dv_head, stride_dv_row, stride_dv_col,
+    scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, rows,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
+    STAGES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of BLOCK_N keys of one head. The band is that of keys (rows) and queries (columns). `scale` and `lse_two` are to base 2."""
+    # Position: heavy blocks first.
+    position = tl.program_id(0)
+    if REVERSED:
+        position = tl.num_programs(0) - 1 - position
+    head_row = program_row(rows, FOLDED)
+    if FOLDED:
+        if head_row >= rows:
+            return
+    batch = (head_row // kv_heads).to(tl.int64)
+    kv_head = (head_row % kv_heads).to(tl.int64)
+    start_n = position * BLOCK_N
+    key = start_n + tl.arange(0, BLOCK_N)
+
+    # Load
+    k_base = k + batch * stride_k_batch + kv_head * stride_k_head
+    v_base = v + batch * stride_v_batch + kv_head * stride_v_head
+    k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA, WIDE)
+    v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA, WIDE)
+    k_tile = load_tile(k_at, start_n, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, True, TMA)
+    v_tile = load_tile(v_at, start_n, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, True, TMA)
+    dk_sum = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
+    dv_sum = tl.zeros([BLOCK_N, BLOCK_DV], dtype=ACC)
+
+    # Gather
+    last_key = tl.minimum(start_n + BLOCK_N, kv_len) - 1
+    first, plain_first, plain_last, last = band_blocks(
+        start_n, last_key, offset, left, right, q_len, BLOCK_M, HAS_LEFT, HAS_RIGHT
+    )
+    for member in tl.range(0, group):
+        head = kv_head * group + member
+        q_base = q + batch * stride_q_batch + head * stride_q_head
+        do_base = dout + batch * stride_dout_batch + head * stride_dout_head
+        lse_base = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head
+        delta_base = delta + batch * stride_delta_batch + head * stride_delta_head
+        q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA, WIDE)
+        do_at = tile_at_zero(do_base, q_len, stride_dout_row, stride_dout_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, TMA, WIDE)
+        for block in tl.range(plain_first, plain_last, num_stages=STAGES):
+            dk_sum, dv_sum = _gather_dkdv(
+                k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, block * BLOCK_M, key, scale, q_len,
+                offset, left, right, stride_q_row, stride_dout_row, stride_lse_two_row, stride_delta_row,
+                HEAD_DIM, V_HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+            )  # fmt: skip
+        if HAS_LEFT or HAS_RIGHT or not EVEN:
+            for i in tl.range(0, plain_first - first + last - plain_last, num_stages=STAGES):
+                block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
+                dk_sum, dv_sum = _gather_dkdv(
+                    k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, block * BLOCK_M, key, scale, q_len,
+                    offset, left, right, stride_q_row, stride_dout_row, stride_lse_two_row, stride_delta_row,
+                    HEAD_DIM, V_HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+                )  # fmt: skip
+
+    # Store
+    dk_base = dk + batch * stride_dk_batch + kv_head * stride_dk_head
+    dv_base = dv + batch * stride_dv_batch + kv_head * stride_dv_head
+    dk_sum = dk_sum * natural_scale
+    store_tile(dk_sum, dk_base, start_n, kv_len, stride_dk_row, stride_dk_col, HEAD_DIM, BLOCK_N, BLOCK_D, WIDE)
+    store_tile(dv_sum, dv_base, start_n, kv_len, stride_dv_row, stride_dv_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, WIDE)
+
+
+@triton.jit
+def _gather_dq(
+    q, do, lse, delta, dq, k_at, v_at, start, query, scale, kv_len, offset, left, right, stride_k_row, stride_v_row,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """What keys start... start + BLOCK_N add to dq."""
+    CHECK: tl.constexpr = MASKED and not EVEN
+
+    # Load
+    k = load_tile(k_at, start, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA)
+    v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA)
+
+    # Score
+    s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=dq.dtype))
+    s = s * scale - lse[:, None]
+
+    # Mask
+    if MASKED:
+        key = start + tl.arange(0, BLOCK_N)
+        seen = visible(query[:, None], key[None, :], offset, left, right, kv_len, HAS_LEFT, HAS_RIGHT, EVEN)
+        s = tl.where(seen, s, float("-inf"))
+
+    # Softmax
+    p = tl.exp2(s)
+
+    # Accumulate
+    dp = product(do, tl.trans(v), tl.zeros([q.shape[0], BLOCK_N], dtype=dq.dtype))
+    ds = p * (dp - delta[:, None])
+    return product(rounded(ds, k.dtype), k, dq)
+
+
+@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads"])
+def flash_bwd_dq_kernel(
+    q, k, v, lse_two, dout, delta, dq,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
+    stride_delta_batch, stride_delta_head, stride_delta_row,
+    stride_dq_batch, stride_dq_head, stride_dq_row, stride_dq_col,
+    scale, natural_scale, q_len, kv_len, offset, left, right, q_heads, group, rows,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
+    STAGES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dq of BLOCK_M queries of one head. `scale` and `lse_two` are to base 2."""
+    # Position: heavy blocks first.
+    position = tl.program_id(0)
+    if REVERSED:
+        position = tl.num_programs(0) - 1 - position
+    head_row = program_row(rows, FOLDED)
+    if FOLDED:
+        if head_row >= rows:
+            return
+    batch = (head_row // q_heads).to(tl.int64)
+    head = head_row % q_heads
+    kv_head = (head // group).to(tl.int64)
+    head = head.to(tl.int64)
+    start_m = position * BLOCK_M
+    query = start_m + tl.arange(0, BLOCK_M)
+
+    # Load
+    q_base = q + batch * stride_q_batch + head * stride_q_head
+    do_base = dout + batch * stride_dout_batch + head * stride_dout_head
+    k_base = k + batch * stride_k_batch + kv_head * stride_k_head
+    v_base = v + batch * stride_v_batch + kv_head * stride_v_head
+    q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA, WIDE)
+    do_at = tile_at_zero(do_base, q_len, stride_dout_row, stride_dout_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, TMA, WIDE)
+    k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA, WIDE)
+    v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA, WIDE)
+    q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA)
+    do_tile = load_tile(do_at, start_m, q_len, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, True, TMA)
+    lse_at = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head + query.to(tl.int64) * stride_lse_two_row
+    delta_at = delta + batch * stride_delta_batch + head * stride_delta_head + query.to(tl.int64) * stride_delta_row
+    lse_row = tl.load(lse_at, mask=query < q_len, other=float("inf"))
+    delta_row = tl.load(delta_at, mask=query < q_len, other=0.0)
+    dq_sum = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACC)
+
+    # Gather
+    last_row = tl.minimum(start_m + BLOCK_M, q_len) - 1
+    first, plain_first, plain_last, last = band_blocks(
+        start_m, last_row, offset, left, right, kv_len, BLOCK_N, HAS_LEFT, HAS_RIGHT
+    )
+    for block in tl.range(plain_first, plain_last, num_stages=STAGES):
+        dq_sum = _gather_dq(
+            q_tile, do_tile, lse_row, delta_row, dq_sum, k_at, v_at, block * BLOCK_N, query, scale, kv_len,
+            offset, left, right, stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV,
+            False, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+        )  # fmt: skip
+    if HAS_LEFT or HAS_RIGHT or not EVEN:
+        for i in tl.range(0, plain_first - first + last - plain_last, num_stages=STAGES):
+            block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
+            dq_sum = _gather_dq(
+                q_tile, do_tile, lse_row, delta_row, dq_sum, k_at, v_at, block * BLOCK_N, query, scale, kv_len,
+                offset, left, right, stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV,
+                True, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+            )  # fmt: skip
+
+    # Store
+    dq_base = dq + batch * stride_dq_batch + head * stride_dq_head
+    dq_sum = dq_sum * natural_scale
+    store_tile(dq_sum, dq_base, start_m, q_len, stride_dq_row, stride_dq_col, HEAD_DIM, BLOCK_M, BLOCK_D, WIDE)
+
+
+def launches(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dout: torch.Tensor,
+    dq: torch.Tensor,
+    dk: torch.Tensor,
+    dv: torch.Tensor,
+    delta: torch.Tensor,
+    lse_two: torch.Tensor,
+    *,
+    scale: float,
+    window_left: int | None,
+    window_right: int | None,
+    top_left: bool,
+    dkdv_block_m: int,
+    dkdv_block_n: int,
+    dkdv_warps: int,
+    dkdv_stages: int,
+    dkdv_load: str,
+    dq_block_m: int,
+    dq_block_n: int,
+    dq_warps: int,
+    dq_stages: int,
+    dq_load: str,
+    waves_per_eu: int,
+) -> list[Launch]:
+    """Three launches, in this order: `delta` and `lse_two`; `dk` and `dv`; `dq`. Shapes and conventions as in the package docstring.
+
+    `out` and `lse` are those of the forward pass; `delta` and `lse_two` are scratch, see `workspaces`. `..._block_m` counts
+    queries and `..._block_n` keys; `..._load` is "pointer" or "tma". Raises `ValueError` for tensors or tunables that do not go together.
+    """
+    _require_tensors(q, k, v, out, lse, dout, dq, dk, dv, delta, lse_two)
+    dkdv = _Tile(dkdv_block_m, dkdv_block_n, dkdv_load, dkdv_stages, dkdv_warps, waves_per_eu)
+    dq_tile = _Tile(dq_block_m, dq_block_n, dq_load, dq_stages, dq_warps, waves_per_eu)
+    for name, tile in {"dkdv": dkdv, "dq": dq_tile}.items():
+        primitives.require_blocks(**{f"{name}_block_m": tile.block_m, f"{name}_block_n": tile.block_n})
+        primitives.require_choice(**{f"{name}_load": (tile.load, ("pointer", "tma"))})
+        if tile.load == "tma":
+            primitives.require_tma(q=q, k=k, v=v, dout=dout)
+    band = primitives.band_of(
+        q.shape[2], k.shape[2], window_left=window_left, window_right=window_right, top_left=top_left
+    )
+    tensors = {"q": q, "k": k, "v": v, "lse_two": lse_two, "dout": dout, "delta": delta}
+    return [
+        _rows_launch(out, dout, lse, delta, lse_two),
+        _dkdv_launch(tensors, {"dk": dk, "dv": dv}, band, scale, dkdv),
+        _dq_launch(tensors, {"dq": dq}, band, scale, dq_tile),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """The tunables of one launch."""
+
+    block_m: int
+    block_n: int
+    load: str
+    stages: int
+    warps: int
+    waves_per_eu: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return primitives.options(num_warps=self.warps, num_stages=self.stages, waves_per_eu=self.waves_per_eu)
+
+
+def _rows_launch(
+    out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor, lse_two: torch.Tensor
+) -> Launch:
+    batch, q_heads, q_len, v_head_dim = out.shape
+    grid = primitives.folded_grid(-(-q_len // _STREAMED_ROWS), batch * q_heads)
+    arguments = {
+        "out": out, "dout": dout, "lse": lse, "delta": delta, "lse_two": lse_two,
+        **primitives.strides(out=out, dout=dout, lse=lse, delta=delta, lse_two=lse_two),
+        "q_len": q_len, "q_heads": q_heads, "rows": batch * q_heads,
+    }  # fmt: skip
+    constants = {
+        "V_HEAD_DIM": v_head_dim, "BLOCK_DV": primitives.padded(v_head_dim), "BLOCK_M": _STREAMED_ROWS,
+        "FOLDED": grid[2] > 1, "WIDE": primitives.needs_wide(_STREAMED_ROWS, out, dout),
+        "ACC": primitives.accumulator(out.dtype),
+    }  # fmt: skip
+    return Launch(
+        kernel=flash_bwd_rows_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": 4}
+    )
+
+
+def _dkdv_launch(
+    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], band: Band, scale: float, tile: _Tile
+) -> Launch:
+    """Rows are keys and columns queries, so the band is read the other way round."""
+    band = band.transposed
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
+    batch, kv_heads = k.shape[:2]
+    group = q.shape[1] // kv_heads
+    plain, masked = primitives.band_steps(band, tile.block_n, tile.block_m)
+    grid = primitives.folded_grid(len(plain), batch * kv_heads)
+    constants = _constants(tensors, outputs, band, tile, tile.block_m) | {"FOLDED": grid[2] > 1}
+    arguments = _arguments(tensors, outputs, band, scale)
+    arguments |= {"kv_heads": kv_heads, "group": group, "rows": batch * kv_heads}
+    steps = Steps(
+        plain=tuple(group * count for count in plain),
+        masked=tuple(group * count for count in masked),
+        flops_per_step=4 * tile.block_m * tile.block_n * (constants["BLOCK_D"] + constants["BLOCK_DV"]),
+    )
+    return Launch(
+        kernel=flash_bwd_dkdv_kernel, grid=grid, args=arguments, constants=constants, options=tile.options,
+        steps=steps, scratch=constants["TMA"],
+    )  # fmt: skip
+
+
+def _dq_launch(
+    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], band: Band, scale: float, tile: _Tile
+) -> Launch:
+    """Rows are queries and columns keys, as in the forward pass."""
+    batch, q_heads = tensors["q"].shape[:2]
+    plain, masked = primitives.band_steps(band, tile.block_m, tile.block_n)
+    grid = primitives.folded_grid(len(plain), batch * q_heads)
+    constants = _constants(tensors, outputs, band, tile, tile.block_n) | {"FOLDED": grid[2] > 1}
+    arguments = _arguments(tensors, outputs, band, scale)
+    arguments |= {"q_heads": q_heads, "group": q_heads // tensors["k"].shape[1], "rows": batch * q_heads}
+    flops = 2 * tile.block_m * tile.block_n * (2 * constants["BLOCK_D"] + constants["BLOCK_DV"])
+    return Launch(
+        kernel=flash_bwd_dq_kernel, grid=grid, args=arguments, constants=constants, options=tile.options,
+        steps=Steps(plain=plain, masked=masked, flops_per_step=flops), scratch=constants["TMA"],
+    )  # fmt: skip
+
+
+def _arguments(
+    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], band: Band, scale: float
+) -> dict[str, Any]:
+    return {
+        **tensors, **outputs, **primitives.strides(**tensors, **outputs), **band.arguments(),
+        "scale": scale * primitives.LOG2_E, "natural_scale": scale,
+        "q_len": tensors["q"].shape[2], "kv_len": tensors["k"].shape[2],
+    }  # fmt: skip
+
+
+def _constants(
+    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], band: Band, tile: _Tile, block_columns: int
+) -> dict[str, Any]:
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
+    matrices = (q, k, v, tensors["dout"], *outputs.values())
+    return {
+        "HEAD_DIM": q.shape[3], "V_HEAD_DIM": v.shape[3],
+        "BLOCK_D": primitives.padded(q.shape[3]), "BLOCK_DV": primitives.padded(v.shape[3]),
+        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, **band.constants(block_columns),
+        "REVERSED": primitives.longest_last(band), "TMA": tile.load == "tma" and q.shape[2] > 0 and k.shape[2] > 0,
+        "WIDE": primitives.needs_wide(max(tile.block_m, tile.block_n), *matrices),
+        "STAGES": tile.stages, "ACC": primitives.accumulator(q.dtype),
+    }  # fmt: skip
+
+
+def _require_tensors(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor,
+    dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, delta: torch.Tensor, lse_two: torch.Tensor,
+) -> None:  # fmt: skip
+    primitives.require_inputs(q, k, v, out=out, dout=dout, dq=dq, dk=dk, dv=dv)
+    rows, out_shape = q.shape[:3], (*q.shape[:3], v.shape[3])
+    primitives.require_shapes({
+        "out": (out, out_shape), "dout": (dout, out_shape), "lse": (lse, rows), "delta": (delta, rows),
+        "lse_two": (lse_two, rows), "dq": (dq, q.shape), "dk": (dk, k.shape), "dv": (dv, v.shape),
+    })  # fmt: skip
+
+
+def workspaces(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Scratch tensors (batch, q_heads, q_len) in the type of sums: `delta` and `lse_two`, the log-sum-exp to base 2."""
+    rows = (tuple(q.shape[:3]), torch.promote_types(q.dtype, torch.float32))
+    return {"delta": rows, "lse_two": rows}
+
+
+def flash_bwd(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dout: torch.Tensor,
+    *,
+    scale: float | None = None,
+    window_left: int | None = None,
+    window_right: int | None = None,
+    top_left: bool = False,
+    config: Mapping[str, Any] | None = None,
+    dq: torch.Tensor | None = None,
+    dk: torch.Tensor | None = None,
+    dv: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v, shaped like them, from `out` and `lse` of the forward pass and `dout` shaped like `out`.
+
+    `scale` None means 1/sqrt(head_dim); causal is `window_right=0`. `config` None takes one that compiles everywhere and is
+    not tuned. Raises `ValueError` for tensors or tunables that do not go together.
+    """
+    dq = q.new_empty(q.shape) if dq is None else dq
+    dk = k.new_empty(k.shape) if dk is None else dk
+    dv = v.new_empty(v.shape) if dv is None else dv
+    scratch = {
+        name: q.new_empty(shape, dtype=dtype) for name, (shape, dtype) in workspaces(q, k, v, out, lse, dout).items()
+    }
+    if scale is None:
+        scale = 1.0 / math.sqrt(q.shape[3])
+    if config is None:
+        config = safe_config(q, v)
+    found = launches(
+        q, k, v, out, lse, dout, dq, dk, dv, **scratch, scale=scale, window_left=window_left, window_right=window_right,
+        top_left=top_left, **config,
+    )  # fmt: skip
+    for launch in found:
+        launch.run()
+    return dq, dk, dv
+
+
+def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
+    """A small configuration that fits any GPU Triton knows."""
+    widest = max(primitives.padded(q.shape[3]), primitives.padded(v.shape[3]))
+    block = 32 if widest <= 128 and q.element_size() <= 2 else 16
+    return {
+        "dkdv_block_m": block, "dkdv_block_n": block, "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer",
+        "dq_block_m": block, "dq_block_n": block, "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer",
+        "waves_per_eu": 0,
+    }  # fmt: skip

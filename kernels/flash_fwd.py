@@ -1,0 +1,276 @@
+"""Forward attention: out = softmax(scale * q k^T inside the band) v, and the log-sum-exp of every row.
+
+FlashAttention-2 (Dao 2023, algorithm 1) with the loop over key blocks split in two: blocks that every row of the tile sees
+whole run without any mask, the others (window edge, diagonal, ragged tail) with one; blocks outside the band are not visited.
+Refuses to differentiate (`flash_bwd` does) and to choose a good configuration (a tuner does).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from . import primitives
+from .launch import Launch, Steps
+from .primitives import band_blocks, load_tile, log_sum_exp, masked_block, product, program_row, rounded
+from .primitives import store_tile, tile_at_zero, visible
+
+PASS = "fwd"
+
+
+@triton.jit
+def _attend(
+    q, k_at, v_at, start, m, l, acc, row, scale, kv_len, offset, left, right, stride_k_row, stride_v_row,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, RISING: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """One key block: (m, l, acc) of the online softmax (Milakov and Gimelshein 2018) after keys start... start + BLOCK_N."""
+    CHECK: tl.constexpr = MASKED and not EVEN
+
+    # Load
+    k = load_tile(k_at, start, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA)
+
+    # Score
+    s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=acc.dtype))
+
+    # Mask. Where scale > 0 the maximum may be taken before scaling, and scaling and shifting are one fused operation:
+    # whatever rounding m has, it is the same m in p, l and the log-sum-exp. Else s must be scaled before -inf comes in.
+    factor = scale
+    if not RISING:
+        s = s * scale
+        factor = 1.0
+    if MASKED:
+        col = start + tl.arange(0, BLOCK_N)
+        seen = visible(row[:, None], col[None, :], offset, left, right, kv_len, HAS_LEFT, HAS_RIGHT, EVEN)
+        s = tl.where(seen, s, float("-inf"))
+
+    # Softmax
+    m_next = tl.maximum(m, tl.max(s, 1) * factor)
+    shift = m_next
+    if MASKED:
+        # A row that saw nothing yet: -inf - -inf is NaN, -inf - 0 is -inf.
+        shift = tl.where(m_next == float("-inf"), 0.0, m_next)
+    p = tl.exp2(s * factor - shift[:, None])
+    shrink = tl.exp2(m - shift)
+
+    # Accumulate
+    v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA)
+    l = l * shrink + tl.sum(p, 1)
+    acc = product(rounded(p, v.dtype), v, acc * shrink[:, None])
+    return m_next, l, acc
+
+
+@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads"])
+def flash_fwd_kernel(
+    q, k, v, out, lse,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
+    stride_lse_batch, stride_lse_head, stride_lse_row,
+    scale, q_len, kv_len, offset, left, right, q_heads, group, rows,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
+    TMA: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr, STAGES: tl.constexpr,
+    MASKED_STAGES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M queries of one head against all keys that they see. `scale` is to base 2."""
+    # Position: heavy blocks first; heads of a group are neighbours, so that they find their keys in the cache.
+    position = tl.program_id(0)
+    blocks = tl.num_programs(0)
+    head_row = program_row(rows, FOLDED)
+    if FOLDED:
+        if head_row >= rows:
+            return
+    if GROUPED:
+        head_row = head_row * group + position % group
+        position = position // group
+        blocks = blocks // group
+    if REVERSED:
+        position = blocks - 1 - position
+    batch = (head_row // q_heads).to(tl.int64)
+    head = head_row % q_heads
+    kv_head = (head // group).to(tl.int64)
+    head = head.to(tl.int64)
+    start_m = position * BLOCK_M
+    row = start_m + tl.arange(0, BLOCK_M)
+
+    # Load
+    q_base = q + batch * stride_q_batch + head * stride_q_head
+    k_base = k + batch * stride_k_batch + kv_head * stride_k_head
+    v_base = v + batch * stride_v_batch + kv_head * stride_v_head
+    q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA, WIDE)
+    k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA, WIDE)
+    v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA, WIDE)
+    q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA)
+    m = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
+    l = tl.zeros([BLOCK_M], dtype=ACC)
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], dtype=ACC)
+
+    # Attend
+    last_row = tl.minimum(start_m + BLOCK_M, q_len) - 1
+    first, plain_first, plain_last, last = band_blocks(
+        start_m, last_row, offset, left, right, kv_len, BLOCK_N, HAS_LEFT, HAS_RIGHT
+    )
+    ANY_MASK: tl.constexpr = HAS_LEFT or HAS_RIGHT or not EVEN
+    if SPLIT or not ANY_MASK:
+        for block in tl.range(plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED):
+            m, l, acc = _attend(
+                q_tile, k_at, v_at, block * BLOCK_N, m, l, acc, row, scale, kv_len, offset, left, right,
+                stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False,
+                HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+            )  # fmt: skip
+        if ANY_MASK:
+            for i in tl.range(0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES):
+                block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
+                m, l, acc = _attend(
+                    q_tile, k_at, v_at, block * BLOCK_N, m, l, acc, row, scale, kv_len, offset, left, right,
+                    stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True,
+                    HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                )  # fmt: skip
+    else:
+        for block in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZED):
+            m, l, acc = _attend(
+                q_tile, k_at, v_at, block * BLOCK_N, m, l, acc, row, scale, kv_len, offset, left, right,
+                stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True,
+                HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+            )  # fmt: skip
+
+    # Store. A row that saw nothing has l = 0 and acc = 0.
+    out_base = out + batch * stride_out_batch + head * stride_out_head
+    o = acc / tl.where(l > 0, l, 1.0)[:, None]
+    store_tile(o, out_base, start_m, q_len, stride_out_row, stride_out_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, WIDE)
+    lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + row.to(tl.int64) * stride_lse_row
+    tl.store(lse_at, log_sum_exp(m, l).to(lse.dtype.element_ty), mask=row < q_len)
+
+
+def launches(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    *,
+    scale: float,
+    window_left: int | None,
+    window_right: int | None,
+    top_left: bool,
+    block_m: int,
+    block_n: int,
+    num_warps: int,
+    num_stages: int,
+    load: str,
+    loops: str,
+    masked_stages: int,
+    head_order: str,
+    warp_specialize: bool,
+    waves_per_eu: int,
+) -> list[Launch]:
+    """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring.
+
+    `load` is "pointer" or "tma"; `loops` is "split" (unmasked and masked key blocks apart) or "single"; `head_order` is
+    "outer" (a head's blocks follow each other) or "inner" (the heads of a group take turns block by block).
+    Raises `ValueError` for tensors or tunables that do not go together.
+    """
+    primitives.require_inputs(q, k, v, out=out)
+    primitives.require_shapes({"out": (out, (*q.shape[:3], v.shape[3])), "lse": (lse, q.shape[:3])})
+    primitives.require_blocks(block_m=block_m, block_n=block_n)
+    primitives.require_choice(load=(load, ("pointer", "tma")), loops=(loops, ("split", "single")))
+    primitives.require_choice(head_order=(head_order, ("outer", "inner")))
+    batch, q_heads, q_len, head_dim = q.shape
+    kv_heads, kv_len = k.shape[1:3]
+    group = q_heads // kv_heads
+    band = primitives.band_of(
+        q_len, kv_len, window_left=window_left, window_right=window_right, top_left=top_left
+    )
+    if load == "tma":
+        primitives.require_tma(q=q, k=k, v=v)
+    grouped = head_order == "inner" and group > 1
+    block_d, block_dv = primitives.padded(head_dim), primitives.padded(v.shape[3])
+    plain, masked = primitives.band_steps(band, block_m, block_n)
+    if loops == "single" and any(masked):
+        plain, masked = (0,) * len(plain), tuple(map(sum, zip(plain, masked, strict=True)))
+    repeats = group if grouped else 1
+    heads = batch * q_heads // repeats
+    grid = primitives.folded_grid(len(plain) * repeats, heads)
+    factor = scale * primitives.LOG2_E
+    steps = Steps(
+        plain=tuple(count for count in plain for _ in range(repeats)),
+        masked=tuple(count for count in masked for _ in range(repeats)),
+        flops_per_step=2 * block_m * block_n * (block_d + block_dv),
+    )
+    arguments = {
+        "q": q, "k": k, "v": v, "out": out, "lse": lse,
+        **primitives.strides(q=q, k=k, v=v, out=out, lse=lse),
+        "scale": factor, "q_len": q_len, "kv_len": kv_len, **band.arguments(),
+        "q_heads": q_heads, "group": group, "rows": heads,
+    }  # fmt: skip
+    constants = {
+        "HEAD_DIM": head_dim, "V_HEAD_DIM": v.shape[3], "BLOCK_D": block_d, "BLOCK_DV": block_dv,
+        "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n),
+        "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": grouped,
+        "FOLDED": grid[2] > 1, "TMA": load == "tma" and q_len > 0 and kv_len > 0,
+        "WIDE": primitives.needs_wide(max(block_m, block_n), q, k, v, out), "SPLIT": loops == "split",
+        "SPECIALIZED": warp_specialize, "STAGES": num_stages, "MASKED_STAGES": masked_stages,
+        "ACC": primitives.accumulator(q.dtype),
+    }  # fmt: skip
+    launch = Launch(
+        kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=constants["TMA"],
+        options=primitives.options(num_warps=num_warps, num_stages=num_stages, waves_per_eu=waves_per_eu),
+    )  # fmt: skip
+    return [launch]
+
+
+def workspaces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Scratch tensors: none."""
+    return {}
+
+
+def flash_fwd(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float | None = None,
+    window_left: int | None = None,
+    window_right: int | None = None,
+    top_left: bool = False,
+    config: Mapping[str, Any] | None = None,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention output (batch, q_heads, q_len, v_head_dim) and natural log-sum-exp (batch, q_heads, q_len), fp32.
+
+    `scale` None means 1/sqrt(head_dim); causal is `window_right=0`. `config` None takes one that compiles everywhere and is
+    not tuned. Raises `ValueError` for tensors or tunables that do not go together.
+    """
+    if out is None:
+        out = q.new_empty((*q.shape[:3], v.shape[3]))
+    if lse is None:
+        lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    if scale is None:
+        scale = 1.0 / math.sqrt(q.shape[3])
+    if config is None:
+        config = safe_config(q, v)
+    found = launches(
+        q, k, v, out, lse, scale=scale, window_left=window_left, window_right=window_right, top_left=top_left, **config
+    )
+    for launch in found:
+        launch.run()
+    return out, lse
+
+
+def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
+    """A small configuration that fits any GPU Triton knows."""
+    widest = max(primitives.padded(q.shape[3]), primitives.padded(v.shape[3]))
+    narrow = q.element_size() > 2 or widest > 128
+    return {
+        "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 1,
+        "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
+        "waves_per_eu": 0,
+    }  # fmt: skip

@@ -1,0 +1,130 @@
+"""What may vary in `kernels/flash_bwd.py`, when a combination is legal, and a safe config for every device.
+
+The two launches that matter, `dkdv` and `dq`, have tunables of their own and share nothing but the GPU. A rule removes only
+what cannot be launched or cannot win. Figures come from compiling the kernels for sm_80, sm_89, sm_90, sm_100 and gfx942.
+"""
+
+from harness.device import DeviceFacts
+from harness.problem import DTYPE_BYTES, Problem
+from harness.space import Config, Param, Rule, Space
+
+# Below these sides a tile cannot be cut in a useful way, however short the sequence is.
+_LEAST_QUERIES = 32
+_LEAST_KEYS = 32
+
+
+def space(problem: Problem, device: DeviceFacts) -> Space:
+    """The tunables of the backward kernels for `problem` on `device`."""
+    return Space(params=_params(problem, device), rules=_rules(problem, device))
+
+
+def default(problem: Problem, device: DeviceFacts) -> Config:
+    """A config that compiles without spills for any head dim up to 256; by arch, dtype and the wider head dim."""
+    dkdv, dq = _default_tiles(problem, device)
+    load = "tma" if _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 else "pointer"
+    return Config({
+        "dkdv_block_m": dkdv[0], "dkdv_block_n": dkdv[1], "dkdv_warps": dkdv[2], "dkdv_stages": dkdv[3],
+        "dkdv_load": load,
+        "dq_block_m": dq[0], "dq_block_n": dq[1], "dq_warps": dq[2], "dq_stages": dq[3], "dq_load": load,
+        "waves_per_eu": 0,
+    })  # fmt: skip
+
+
+def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
+    cuda = device.vendor == "cuda"
+    loads = ("pointer", "tma") if _tma_possible(problem, device) else ("pointer",)
+    stages = (1, 2, 3) if cuda else (1, 2)
+    # The tile that a program keeps may be large, the one that passes by need not be.
+    kept, passing, warps = (32, 64, 128), (16, 32, 64, 128), (4, 8)
+    return (
+        Param("dkdv_block_m", passing, "more queries per step amortise softmax bookkeeping, for registers"),
+        Param("dkdv_block_n", kept, "more keys per program read each query less often, for registers"),
+        Param("dkdv_warps", warps, "more warps share the two accumulators", interpreted=False),
+        Param("dkdv_stages", stages, "more query blocks in flight hide latency, for shared memory", interpreted=False),
+        Param("dkdv_load", loads, "descriptors spare address arithmetic, but may cost registers here"),
+        Param("dq_block_m", kept, "more queries per program read each key less often, for registers"),
+        Param("dq_block_n", passing, "more keys per step amortise softmax bookkeeping, for registers"),
+        Param("dq_warps", warps, "more warps share the accumulator", interpreted=False),
+        Param("dq_stages", stages, "more key blocks in flight hide latency, for shared memory", interpreted=False),
+        Param("dq_load", loads, "descriptors spare address arithmetic"),
+        Param("waves_per_eu", (0,) if cuda else (0, 1, 2), "fewer registers for more waves", interpreted=False),
+    )
+
+
+def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
+    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
+    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    size = DTYPE_BYTES[problem.dtype]
+
+    def fits_length(config: Config) -> bool:
+        queries = max(int(config["dkdv_block_m"]), int(config["dq_block_m"]))
+        return queries <= longest_m and max(int(config["dkdv_block_n"]), int(config["dq_block_n"])) <= longest_n
+
+    def square_enough(config: Config) -> bool:
+        if not problem.banded:
+            return True
+        keeps_keys = int(config["dkdv_block_m"]) <= 4 * int(config["dkdv_block_n"])
+        return keeps_keys and int(config["dq_block_n"]) <= 4 * int(config["dq_block_m"])
+
+    def fits_shared(config: Config) -> bool:
+        least = max(
+            _shared_bytes(device, int(config[f"{name}_stages"]), int(config[f"{name}_block_{passing}"]) * (wide + wide_v) * size)
+            for name, passing in (("dkdv", "m"), ("dq", "n"))
+        )
+        return least <= device.shared_bytes_per_block
+
+    def fits_registers(config: Config) -> bool:
+        threads = int(config["dkdv_warps"]) * device.warp_size
+        sums = int(config["dkdv_block_n"]) * (wide + wide_v + int(config["dkdv_block_m"])) // threads
+        query_threads = int(config["dq_warps"]) * device.warp_size
+        query_sums = int(config["dq_block_m"]) * (wide + int(config["dq_block_n"])) // query_threads
+        return max(sums, query_sums) <= device.registers_per_thread
+
+    return (
+        Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
+        Rule("causal_tile_shape", "most of a tile this wide would lie outside the band", square_enough),
+        Rule("shared_memory", "the blocks in flight do not fit a block's shared memory", fits_shared),
+        Rule("registers", "scores and gradients alone need more registers than a thread has", fits_registers),
+    )
+
+
+def _tma_possible(problem: Problem, device: DeviceFacts) -> bool:
+    """Descriptors exist from sm_90 on and need whole 16 bytes per head, which every layout's strides are multiples of."""
+    size = DTYPE_BYTES[problem.dtype]
+    aligned = problem.head_dim * size % 16 == 0 and problem.v_head_dim * size % 16 == 0
+    return device.compute_capability >= 90 and aligned and problem.q_len > 0 and problem.kv_len > 0
+
+
+def _shared_bytes(device: DeviceFacts, stages: int, step: int) -> int:
+    """Least shared memory of a block: `step` bytes arrive with every iteration, `stages` iterations ahead."""
+    if device.vendor != "cuda" or stages == 1:
+        return step // 2
+    return (stages if device.compute_capability >= 90 else stages - 1) * step
+
+
+def _default_tiles(
+    problem: Problem, device: DeviceFacts
+) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """(block_m, block_n, warps, stages) of dkdv and of dq."""
+    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
+    if problem.dtype == "fp32":
+        return ((16, 32, 4, 1), (32, 16, 4, 1)) if widest <= 128 else ((16, 32, 8, 1), (32, 16, 8, 1))
+    if device.vendor != "cuda":
+        return ((32, 64, 4, 1), (64, 32, 4, 1)) if widest <= 128 else ((16, 32, 4, 1), (32, 16, 4, 1))
+    if device.compute_capability >= 90:
+        if widest <= 64:
+            return (64, 128, 8, 2), (128, 64, 8, 2)
+        return ((64, 64, 8, 2), (128, 64, 8, 2)) if widest <= 128 else ((32, 64, 8, 1), (64, 32, 8, 2))
+    if widest <= 64:
+        return (32, 128, 8, 2), (128, 32, 8, 2)
+    return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((16, 64, 8, 1), (64, 16, 8, 1))
+
+
+def _padded(head_dim: int) -> int:
+    return max(16, _power_of_two(head_dim))
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is not less than `number`."""
+    return 1 << max(number - 1, 0).bit_length()

@@ -1,0 +1,155 @@
+"""What may vary in `kernels/flash_fwd.py`, when a combination is legal, and a safe config for every device.
+
+A rule removes only what cannot be launched or cannot win; whether a config that is left is good is the tuner's business.
+Figures come from compiling the kernel for sm_80, sm_89, sm_90, sm_100 and gfx942 and reading the binaries.
+"""
+
+from harness.device import DeviceFacts
+from harness.problem import DTYPE_BYTES, Problem
+from harness.space import Config, Param, Rule, Space
+
+# Below these sides a tile cannot be cut in a useful way, however short the sequence is.
+_LEAST_QUERIES = 64
+_LEAST_KEYS = 32
+
+
+def space(problem: Problem, device: DeviceFacts) -> Space:
+    """The tunables of the forward kernel for `problem` on `device`."""
+    return Space(params=_params(problem, device), rules=_rules(problem, device))
+
+
+def default(problem: Problem, device: DeviceFacts) -> Config:
+    """A config that compiles without spills for any head dim up to 256; by arch, dtype and the wider head dim."""
+    block_m, block_n, warps, stages = _default_tile(problem, device)
+    load = "tma" if _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 else "pointer"
+    return Config({
+        "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "load": load,
+        "loops": "split", "masked_stages": min(stages, 2) if _may_mask(problem) else 1, "head_order": "outer",
+        "warp_specialize": False, "waves_per_eu": 0,
+    })  # fmt: skip
+
+
+def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
+    cuda = device.vendor == "cuda"
+    modern = _tma_possible(problem, device)
+    return (
+        Param("block_m", (16, 32, 64, 128, 256), "more queries per program read each key less often, for more registers"),
+        Param("block_n", (16, 32, 64, 128, 256), "more keys per step amortise softmax bookkeeping, for more shared memory"),
+        Param("num_warps", (1, 2, 4, 8), "more warps share the accumulators of one tile", interpreted=False),
+        Param(
+            "num_stages", (1, 2, 3, 4, 5) if cuda else (1, 2), "more key blocks in flight hide latency, for shared memory",
+            interpreted=False,
+        ),
+        Param("load", ("pointer", "tma") if modern else ("pointer",), "descriptors spare registers and address arithmetic"),
+        Param("loops", ("split", "single") if _may_mask(problem) else ("split",), "one masked loop is less code than two"),
+        Param(
+            "masked_stages", (1, 2) if _may_mask(problem) else (1,), "few blocks are masked, so deep prefetch rarely pays",
+            interpreted=False,
+        ),
+        Param(
+            "head_order", ("outer", "inner") if problem.group > 1 else ("outer",),
+            "heads of a group that run side by side read the same keys from the cache",
+        ),
+        Param(
+            "warp_specialize", (False, True) if modern and DTYPE_BYTES[problem.dtype] == 2 else (False,),
+            "a warp of its own for the loads lets two warp groups overlap softmax and products", interpreted=False,
+        ),
+        Param("waves_per_eu", (0,) if cuda else (0, 1, 2, 3), "fewer registers for more waves", interpreted=False),
+    )  # fmt: skip
+
+
+def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
+    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
+
+    def fits_length(config: Config) -> bool:
+        return int(config["block_m"]) <= longest_m and int(config["block_n"]) <= longest_n
+
+    def enough_rows(config: Config) -> bool:
+        return int(config["num_warps"]) * 16 <= 4 * int(config["block_m"])
+
+    def square_enough(config: Config) -> bool:
+        tall, wide = int(config["block_m"]), int(config["block_n"])
+        return not (problem.banded and problem.q_len > tall) or wide <= 4 * tall
+
+    def fits_shared(config: Config) -> bool:
+        return _shared_bytes(problem, device, config) <= device.shared_bytes_per_block
+
+    def fits_registers(config: Config) -> bool:
+        return _accumulators(problem, device, config) <= device.registers_per_thread
+
+    def masked_loop(config: Config) -> bool:
+        prefetched = int(config["masked_stages"])
+        return prefetched == 1 or (config["loops"] == "split" and prefetched <= int(config["num_stages"]))
+
+    def specializable(config: Config) -> bool:
+        if not config["warp_specialize"]:
+            return True
+        one_loop = config["loops"] == "single" or not _may_mask(problem, int(config["block_n"]))
+        deep = int(config["num_stages"]) >= 2
+        return config["load"] == "tma" and config["num_warps"] == 4 and one_loop and deep and int(config["block_m"]) >= 64
+
+    return (
+        Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
+        Rule("warps_per_tile", "more than four warps would share 16 rows", enough_rows),
+        Rule("causal_tile_shape", "most of a tile this wide would lie outside the band", square_enough),
+        Rule("masked_loop", "only a masked loop of its own can be pipelined on its own, and no deeper than the main loop",
+             masked_loop),
+        Rule("warp_specialization", "needs descriptors, 4 warps, 64 rows, 2 stages and one loop (Triton 3.6 fails otherwise)",
+             specializable),
+        Rule("shared_memory", "queries and the key blocks in flight do not fit a block's shared memory", fits_shared),
+        Rule("registers", "scores and output alone need more registers than a thread has", fits_registers),
+    )  # fmt: skip
+
+
+def _tma_possible(problem: Problem, device: DeviceFacts) -> bool:
+    """Descriptors exist from sm_90 on and need whole 16 bytes per head, which every layout's strides are multiples of."""
+    size = DTYPE_BYTES[problem.dtype]
+    aligned = problem.head_dim * size % 16 == 0 and problem.v_head_dim * size % 16 == 0
+    return device.compute_capability >= 90 and aligned and problem.q_len > 0 and problem.kv_len > 0
+
+
+def _may_mask(problem: Problem, block_n: int = 256) -> bool:
+    """Whether some key block may need a mask: a band, or keys that `block_n` does not divide."""
+    return problem.banded or problem.kv_len % block_n != 0
+
+
+def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
+    """Least shared memory of a block: query tile and key/value blocks in flight."""
+    size = DTYPE_BYTES[problem.dtype]
+    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    step = int(config["block_n"]) * (wide + wide_v) * size
+    stages = int(config["num_stages"])
+    if device.compute_capability >= 90 and size == 2:
+        # Matrix instructions read both operands from shared memory while later blocks arrive.
+        return int(config["block_m"]) * wide * size + max(stages, 1) * step if stages > 1 else step // 2
+    # Elsewhere a block is copied to registers before its buffer is needed again.
+    return (stages - 1) * step if device.vendor == "cuda" else step // 2
+
+
+def _accumulators(problem: Problem, device: DeviceFacts, config: Config) -> int:
+    """Registers per thread for the scores and the output tile."""
+    warps = int(config["num_warps"]) * (2 if config["warp_specialize"] else 1)
+    tile = int(config["block_m"]) * (int(config["block_n"]) + _padded(problem.v_head_dim))
+    return tile // (warps * device.warp_size)
+
+
+def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int, int]:
+    """block_m, block_n, num_warps, num_stages."""
+    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
+    if problem.dtype == "fp32":
+        return (32, 32, 4, 1) if widest <= 64 else (32, 16, 4, 1) if widest <= 128 else (16, 16, 4, 1)
+    if device.vendor != "cuda":
+        return (128, 64, 4, 1) if widest <= 64 else (128, 32, 4, 1) if widest <= 128 else (64, 32, 4, 1)
+    if device.compute_capability >= 90:
+        return (128, 64, 8, 3) if widest <= 128 else (128, 32, 8, 2)
+    return (128, 64, 4, 2) if widest <= 64 else (128, 32, 8, 2) if widest <= 128 else (64, 16, 4, 2)
+
+
+def _padded(head_dim: int) -> int:
+    return max(16, _power_of_two(head_dim))
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is not less than `number`."""
+    return 1 << max(number - 1, 0).bit_length()

@@ -1,0 +1,93 @@
+"""Every strategy keeps the same promises; a new one inherits these tests by being named in `STRATEGIES`."""
+
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+
+from harness.errors import UsageError
+from harness.search import STRATEGIES, make_strategy, open_study
+from harness.space import Config, Param, Rule, Space
+
+SPACE = Space(
+    params=(
+        Param("block_m", (16, 32, 64, 128, 256), "rows"),
+        Param("block_n", (16, 32, 64, 128), "columns"),
+        Param("num_warps", (1, 2, 4, 8), "warps"),
+        Param("load", ("pointer", "tma"), "loads"),
+        Param("fixed", (1,), "has one value"),
+    ),
+    rules=(Rule("area", "tiles up to 128 by 128", lambda config: config["block_m"] * config["block_n"] <= 128 * 128),),
+)
+DEFAULT = Config({"block_m": 32, "block_n": 32, "num_warps": 4, "load": "tma", "fixed": 1})
+
+
+def cost(config: Config) -> float:
+    distance = sum(
+        abs(math.log2(config[name] / best)) for name, best in (("block_m", 128), ("block_n", 64), ("num_warps", 8))
+    )
+    return 1 + distance + (config["load"] == "pointer") / 2
+
+
+def search(name: str, trials: int, *, seed: int, fails=lambda config: False) -> list[Config]:
+    strategy = make_strategy(name, SPACE, DEFAULT, study=open_study("test"), seed=seed)
+    asked: list[Config] = []
+    while len(asked) < trials:
+        batch = strategy.ask(min(4, trials - len(asked)))
+        if not batch:
+            break
+        asked += batch
+        for config in batch:
+            strategy.tell(config, None if fails(config) else cost(config))
+    return asked
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_proposes_every_legal_config_once_then_nothing(name: str) -> None:
+    asked = search(name, 10_000, seed=1)
+    assert len(asked) == len(SPACE.legal)
+    assert set(asked) == set(SPACE.legal)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_default_comes_first(name: str) -> None:
+    assert search(name, 1, seed=1) == [DEFAULT]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_same_seed_and_answers_give_the_same_proposals(name: str) -> None:
+    assert search(name, 30, seed=5) == search(name, 30, seed=5)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_lives_with_candidates_that_fail(name: str) -> None:
+    assert len(set(search(name, 40, seed=2, fails=lambda config: config["load"] == "pointer"))) == 40
+
+
+@pytest.mark.parametrize("name", ["tpe"])
+def test_beats_random_on_a_smooth_cost(name: str) -> None:
+    def mean_best(strategy: str) -> float:
+        return sum(min(map(cost, search(strategy, 24, seed=seed))) for seed in range(8)) / 8
+
+    assert mean_best(name) < mean_best("random")
+
+
+def test_the_study_holds_every_trial(tmp_path: Path) -> None:
+    storage = tmp_path / "study.log"
+    for _ in range(2):  # opening it again replaces what was there, so nothing is counted twice
+        strategy = make_strategy("random", SPACE, DEFAULT, study=open_study("s", storage), seed=3)
+        asked = strategy.ask(3)
+        for config, value in zip(asked, (2.0, None, 1.0), strict=True):
+            strategy.tell(config, value)
+    kept = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(storage)))
+    study = optuna.load_study(study_name="s", storage=kept)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert study.best_value == 1.0
+    assert study.trials[0].params == {"block_m": 1, "block_n": 1, "num_warps": 2, "load": 1, "fixed": 0}
+
+
+def test_an_unknown_strategy_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(UsageError, match="no search strategy is called `tpee`") as refused:
+        make_strategy("tpee", SPACE, DEFAULT, study=open_study("test"), seed=0)
+    assert refused.value.hint == "did you mean `tpe`?"

@@ -1,0 +1,117 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import ProblemError
+from harness.problem import Problem, parse_problem
+
+LENGTH = st.integers(0, 9)
+BOUND = st.none() | st.integers(0, 12)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    causal = draw(st.booleans())
+    kv_heads = draw(st.integers(1, 3))
+    return Problem(
+        batch=draw(st.integers(0, 3)),
+        q_heads=kv_heads * draw(st.integers(1, 4)),
+        kv_heads=kv_heads,
+        q_len=draw(LENGTH),
+        kv_len=draw(LENGTH),
+        head_dim=draw(st.integers(1, 576)),
+        v_head_dim=draw(st.integers(1, 512)),
+        dtype=draw(st.sampled_from(["fp16", "bf16", "fp32"])),
+        causal=causal,
+        window_left=draw(BOUND),
+        window_right=None if causal else draw(BOUND),
+        top_left=draw(st.booleans()),
+        scale=draw(st.none() | st.floats(-10, 10)),
+        layout=draw(st.sampled_from(["bhsd", "bshd", "sbhd"])),
+        pass_=draw(st.sampled_from(["fwd", "bwd"])),
+    )
+
+
+@given(problems())
+def test_the_notation_reads_back_as_the_same_problem(problem: Problem) -> None:
+    assert parse_problem(str(problem)) == problem
+
+
+@given(problems(), st.randoms(use_true_random=False))
+def test_words_may_come_in_any_order(problem: Problem, random) -> None:
+    words = str(problem).split()
+    random.shuffle(words)
+    assert parse_problem(" ".join(words)) == problem
+
+
+@given(problems())
+def test_visible_pairs_are_those_of_the_definition(problem: Problem) -> None:
+    visible = 0
+    for i in range(problem.q_len):
+        for j in range(problem.kv_len):
+            after_left = problem.window_left is None or i + problem.offset - problem.window_left <= j
+            before_right = problem.right is None or j <= i + problem.offset + problem.right
+            visible += after_left and before_right
+    assert problem.visible_pairs == visible
+
+
+def test_flops_of_the_paper_setting() -> None:
+    # 4 * length^2 * head_dim * heads * batch, FlashAttention-2, section 4.1.
+    forward = parse_problem("b64 h16 s1024 d64 fp16")
+    assert forward.flops == 4 * 1024**2 * 64 * 16 * 64
+    assert forward.replace(pass_="bwd").flops * 2 == forward.flops * 5
+
+
+def test_least_bytes_count_each_tensor_once() -> None:
+    forward = parse_problem("b2 h4/2 q8 k16 d32/64 fp16")
+    q, k, v, out, lse = 2 * 4 * 8 * 32, 2 * 2 * 16 * 32, 2 * 2 * 16 * 64, 2 * 4 * 8 * 64, 2 * 4 * 8
+    assert forward.least_bytes == 2 * (q + k + v + out) + 4 * lse
+    assert forward.replace(pass_="bwd").least_bytes == 2 * (2 * (q + k + v) + 2 * out) + 4 * lse
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ("b1 h8/8 q64 k64 d32/32 fp16", "b1 h8 s64 d32 fp16 fwd"),
+        ("b1 h8 s64 d32 bf16 causal top-left", "b1 h8 s64 d32 bf16 causal fwd"),
+        ("b1 h8 s64 d32 bf16 top-left", "b1 h8 s64 d32 bf16 fwd"),
+        ("b1 h8 s64 d32 bf16 window=7:0", "b1 h8 s64 d32 bf16 causal window=7 fwd"),
+        ("b1 h8 s64 d32 bf16 window=inf:0", "b1 h8 s64 d32 bf16 causal fwd"),
+        ("b1 h8 s64 d32", "b1 h8 s64 d32 bf16 fwd"),
+    ],
+)
+def test_two_spellings_of_one_problem_have_one_key(long: str, short: str) -> None:
+    assert parse_problem(long).key == short
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("b4 h32/8 s4096 d128 bf16 casual", "means nothing: `casual`"),
+        ("b4 h32/5 s4096 d128", "query heads (32) must be a multiple of key/value heads (5)"),
+        ("b4 h32/0 s4096 d128", "kv heads must be a whole number of at least 1, found 0"),
+        ("b4 h32 s4096 d0", "head dim must be between 1 and 1024, found 0"),
+        ("b4 h32 s4096 d128 window=-3:0", "window left must be a whole number of at least 0, found -3"),
+        ("b4 h32 s4096 d128 window=x", "has a window that cannot be read: `window=x`"),
+        ("b4 h32 s4096 d128 causal window=3:5", "a causal problem cannot have a right window of 5"),
+        ("b4 h32 s4096 d128 scale=x", "has a scale that is no number"),
+        ("b4 h32 s4096 d128 scale=nan", "scale must be a finite number"),
+        ("b4 h32 q4096 d128", "does not say its kv len"),
+        ("b4 b4 h32 s4096 d128", "gives batch twice"),
+        ("b4 h32 s4096 q7 d128", "gives q len twice, again in `q7`"),
+        ("", "does not say its batch"),
+    ],
+)
+def test_refusals_name_what_was_found(text: str, message: str) -> None:
+    with pytest.raises(ProblemError) as refused:
+        parse_problem(text)
+    assert message in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_problem_or_a_problem_error(text: str) -> None:
+    try:
+        parse_problem(text)
+    except ProblemError as error:
+        assert error.message
