@@ -5,6 +5,7 @@ neither, and holds estimates and trials of the quick start. Refuses to mix devic
 to write a file that it cannot read back.
 """
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,8 @@ from pydantic.dataclasses import dataclass
 
 from harness.compare import Verdict
 from harness.errors import MachineError, WorkspaceError
-from harness.outcome import Binary
+from harness.outcome import Binary, Estimated, Measured, Mode, value_ms
+from harness.tune import Settled
 
 # History of the schema: 1 is the first.
 SCHEMA = 1
@@ -109,9 +111,7 @@ def merge_champions(found: ChampionFile, fresh: Iterable[Champion]) -> ChampionF
         if older is None or older.number.kind != "measured" or champion.number.kind == "measured":
             kept[champion.problem] = champion
     champions = tuple(kept[problem] for problem in sorted(kept))
-    return ChampionFile(
-        schema=SCHEMA, device=found.device, arch=found.arch, kernel=found.kernel, champions=champions
-    )
+    return ChampionFile(schema=SCHEMA, device=found.device, arch=found.arch, kernel=found.kernel, champions=champions)
 
 
 def write_champions(path: Path, champions: ChampionFile) -> None:
@@ -148,3 +148,41 @@ def save_champions(path: Path, fresh: Iterable[Champion], *, device: str, arch: 
     merged = merge_champions(found, fresh)
     write_champions(path, merged)
     return merged
+
+
+def champion_of(settled: Settled, mode: Mode, environment: Environment) -> Champion | None:
+    """The champion of a settled problem as it is stored, or None if it has none."""
+    if settled.champion is None or not isinstance(settled.champion.outcome, Measured | Estimated):
+        return None
+    outcome = settled.champion.outcome
+    return Champion(
+        problem=settled.problem.key,
+        config=settled.champion.config,
+        default=settled.default.config,
+        number=_number(settled, mode),
+        verdict=outcome.verdict,
+        binaries=outcome.artifact.binaries,
+        environment=dataclasses.replace(environment, toolchain=outcome.artifact.toolchain),
+        trials=settled.outcomes,
+    )
+
+
+def _number(settled: Settled, mode: Mode) -> Number:
+    value, compared = settled.value_ms, settled.against_default
+    assert value is not None
+    default_ms = value_ms(settled.default.outcome)
+    if mode != "measured" or settled.final is None or not isinstance(settled.final.outcome, Measured):
+        return Number(kind=mode, value_ms=value, default_ms=default_ms)
+    samples = settled.final.outcome.samples
+    is_default = settled.champion is not None and settled.champion.config == settled.default.config
+    raced = compared is not None and compared.ratio is not None and compared.interval is not None and not is_default
+    return Number(
+        kind=mode,
+        value_ms=value,
+        default_ms=value if is_default else default_ms,
+        ratio=compared.ratio if raced and compared else None,
+        ratio_interval=(compared.interval.low, compared.interval.high)
+        if raced and compared and compared.interval
+        else None,
+        samples=len(samples.times_ms),
+    )

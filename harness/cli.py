@@ -32,9 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
     tune = _verb(verbs, "tune", "search a kernel's space and keep a champion for each problem; run again to continue")
     tune.add_argument("kernel", metavar="KERNEL", help="stem of a file in kernels/ and search_spaces/")
     tune.add_argument("--workload", metavar="W", help="named problems (default: quickstart); NAME:TAG for a part")
-    tune.add_argument("--problem", metavar="P", action="append", help="a problem, e.g. 'b4 h32/8 s4096 d128 bf16 causal'")
-    tune.add_argument("--target", metavar="T", help="device to tune for; estimated unless it is here (default without a GPU: h200)")
-    tune.add_argument("--budget", metavar="N", default="24", help="trials per problem (24) or time per problem (90s, 10m)")
+    tune.add_argument(
+        "--problem", metavar="P", action="append", help="a problem, e.g. 'b4 h32/8 s4096 d128 bf16 causal'"
+    )
+    tune.add_argument(
+        "--target", metavar="T", help="device to tune for; estimated unless it is here (default without a GPU: h200)"
+    )
+    tune.add_argument(
+        "--budget", metavar="N", default="24", help="trials per problem (24) or time per problem (90s, 10m)"
+    )
     tune.add_argument("--strategy", metavar="S", default="tpe", help="tpe, random, exhaustive")
     tune.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same proposals (default: 0)")
     tune.add_argument("--jobs", metavar="N", type=int, help="child processes for compiling (default: all cores)")
@@ -59,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _verb(verbs: "argparse._SubParsersAction[_Parser]", name: str, what: str) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=what, description=what)
-    verb.add_argument("--workspace", metavar="DIR", help="folder with kernels/ and search_spaces/ (default: found upwards)")
+    verb.add_argument(
+        "--workspace", metavar="DIR", help="folder with kernels/ and search_spaces/ (default: found upwards)"
+    )
     verb.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     verb.add_argument("--quiet", action="store_true", help="no narration on stderr")
     verb.add_argument("--verbose", action="store_true", help="tracebacks with errors")
@@ -97,7 +105,9 @@ def _explain(error: HarnessError) -> None:
     print(f"error: {error.message}", file=sys.stderr)
     cause = error.__cause__
     while cause is not None:
-        print(f"  caused by: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}", file=sys.stderr)
+        print(
+            f"  caused by: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}", file=sys.stderr
+        )
         cause = cause.__cause__
     if error.hint:
         print(f"\nhint: {error.hint}", file=sys.stderr)

@@ -4,6 +4,7 @@ stdout carries results, stderr narration. Refuses to parse (that is `harness.cli
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -11,35 +12,32 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import documents, report
-from harness.champions import Champion, Environment, Number, champion_path, read_champions, save_champions
+from harness.champions import Environment, champion_of, champion_path, read_champions, save_champions
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
-from harness.outcome import Measured, Mode, Record, value_ms
+from harness.outcome import Mode
 from harness.problem import Problem, parse_problem
-from harness.search import DEFAULT_STRATEGY, make_strategy, open_study
+from harness.search import check_strategy, make_strategy, open_study
 from harness.space import Space
 from harness.store import Journal, open_journal, read_journal
 from harness.tune import Budget, Settled, Task, Tried, tune
 from harness.worker import Job, ProcessRunner, Runner
 from harness.workload import find_workload, problems_for
-from harness.workspace import Workspace, digest_modules, environment, find_workspace, triton_cache
+from harness.workspace import Workspace, digest_modules, find_workspace, triton_cache
 
 DEFAULT_TARGET = "h200"
-DEFAULT_BUDGET = "24"
 
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
     "binary", "bounds", "compare", "compile", "estimate", "flow", "inputs", "measure", "operation", "oracle", "outcome",
     "problem", "prune", "verify",
 )  # fmt: skip
-
-RunnerFactory = Callable[[Job, int], Runner]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,51 +49,61 @@ class Setting:
     driver: str | None = None
 
 
-def run_tune(options: argparse.Namespace, factory: RunnerFactory | None = None) -> int:
+def run_tune(options: argparse.Namespace) -> int:
     """`flashtune tune`: search every problem of the workload and keep the champions."""
     workspace = find_workspace(options.workspace)
-    pass_ = workspace.kernel_pass(options.kernel)
-    problems = _problems(options, workspace, pass_)
+    problems = _problems(options, workspace, workspace.kernel_pass(options.kernel))
     budget = parse_budget(options.budget)
+    check_strategy(options.strategy)
+    _require_packages("torch", "triton")
     setting = _setting(options.target)
-    if factory is None:
-        _require_packages("torch", "triton")
-        factory = _process_runner
     spaces = [_space(workspace, options.kernel, problem, setting.device) for problem in problems]
-    tasks_of = workspace.load_space(options.kernel)
-    journal = _open_run(options, workspace, setting)
-    err = report.open_console(sys.stderr)
-    if not options.quiet:
-        err.print(report.heading(options.kernel, setting.device, setting.mode, problems))
-        for problem, space in zip(problems, spaces, strict=True):
-            err.print(report.space_line(problem, space))
-        if journal.torn:
-            err.print(f"warning: dropped an unfinished line of {journal.torn} bytes at the end of the journal")
-    runner = factory(
-        Job(root=workspace.root, stem=options.kernel, device=setting.device, mode=setting.mode, seed=options.seed),
-        options.jobs or os.cpu_count() or 1,
-    )
-    tasks = []
-    for problem, space in zip(problems, spaces, strict=True):
-        default = space.check(tasks_of.default(problem, setting.device))
-        name = f"{options.kernel} {problem} {options.strategy} seed={options.seed}"
-        study = open_study(name, journal.path.with_suffix(".optuna.log"))
-        strategy = make_strategy(options.strategy, space, default, study=study, seed=options.seed)
-        tasks.append(Task(problem=problem, space=space, default=default, strategy=strategy))
-    try:
+    job = Job(root=workspace.root, stem=options.kernel, device=setting.device, mode=setting.mode, seed=options.seed)
+    with (
+        contextlib.closing(_open_run(options, workspace, setting)) as journal,
+        contextlib.closing(_process_runner(job, options.jobs or os.cpu_count() or 1)) as runner,
+    ):
+        tasks = [
+            _task(problem, space, workspace, setting, journal, options)
+            for problem, space in zip(problems, spaces, strict=True)
+        ]
+        if not options.quiet:
+            _announce(tasks, setting, journal, options)
         settled = _run_tasks(tasks, runner, journal, budget, options)
-    finally:
-        runner.close()
-        journal.close()
     saved = _save(settled, workspace, setting, options)
     if options.json:
-        document = _tune_document(options.kernel, setting, settled, journal.path)
-        print(documents.DOCUMENTS["tune"].dump_json(document, indent=1).decode())
-    else:
-        report.open_console(sys.stdout).print(
-            report.summary_lines(settled, _shown(journal.path), saved and _shown(saved), setting.mode), end=""
+        _print_document(
+            "tune", documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path)
         )
+    else:
+        summary = report.summary_lines(settled, _shown(journal.path), _shown(saved) if saved else None, setting.mode)
+        report.open_console(sys.stdout).print(summary, end="")
     return 0
+
+
+def _task(
+    problem: Problem,
+    space: Space,
+    workspace: Workspace,
+    setting: Setting,
+    journal: Journal,
+    options: argparse.Namespace,
+) -> Task:
+    default = space.check(workspace.load_space(options.kernel).default(problem, setting.device))
+    name = f"{options.kernel} {problem} {options.strategy} seed={options.seed}"
+    study = open_study(name, journal.path.with_suffix(".optuna.log"))
+    strategy = make_strategy(options.strategy, space, default, study=study, seed=options.seed)
+    return Task(problem=problem, space=space, default=default, strategy=strategy)
+
+
+def _announce(tasks: Sequence[Task], setting: Setting, journal: Journal, options: argparse.Namespace) -> None:
+    err = report.open_console(sys.stderr)
+    err.print(report.heading(options.kernel, setting.device, setting.mode, [task.problem for task in tasks]))
+    for task in tasks:
+        err.print(report.space_line(task.problem, task.space))
+    if journal.torn:
+        err.print(f"warning: dropped an unfinished line of {journal.torn} bytes at the end of the journal")
+    err.print()
 
 
 def _run_tasks(
@@ -126,7 +134,7 @@ def run_space(options: argparse.Namespace) -> int:
     if options.json:
         census = space.census
         document = documents.SpaceDocument(size=census.size, legal=census.legal, pruned=census.pruned)
-        print(documents.DOCUMENTS["space"].dump_json(document, indent=1).decode())
+        _print_document("space", document)
         return 0
     whys = {rule.name: rule.why for rule in space.rules}
     out = report.open_console(sys.stdout)
@@ -156,7 +164,7 @@ def run_doctor(options: argparse.Namespace) -> int:
         ),
     )
     if options.json:
-        print(documents.DOCUMENTS["doctor"].dump_json(document, indent=1).decode())
+        _print_document("doctor", document)
     else:
         for line in report.doctor_lines(document):
             report.open_console(sys.stdout).print(line)
@@ -180,7 +188,7 @@ def run_show(options: argparse.Namespace) -> int:
             )
         )
     if options.json:
-        print(documents.DOCUMENTS["show"].dump_json(document, indent=1).decode())
+        _print_document("show", document)
     else:
         for line in report.show_lines(document, failed=options.failed):
             report.open_console(sys.stdout).print(line)
@@ -192,11 +200,16 @@ def parse_budget(text: str) -> Budget:
     match = re.fullmatch(r"(\d+)([smh]?)", text)
     if not match or int(match[1]) == 0:
         raise UsageError(
-            f"the budget `{text}` cannot be read", hint="give trials per problem (`24`) or time per problem (`90s`, `10m`)"
+            f"the budget `{text}` cannot be read",
+            hint="give trials per problem (`24`) or time per problem (`90s`, `10m`)",
         )
     if not match[2]:
         return Budget(trials=int(match[1]))
     return Budget(seconds=int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]])
+
+
+def _print_document(name: str, document: Any) -> None:
+    print(documents.DOCUMENTS[name].dump_json(document, indent=1).decode())
 
 
 def _problems(options: argparse.Namespace, workspace: Workspace, pass_: Any) -> list[Problem]:
@@ -205,7 +218,9 @@ def _problems(options: argparse.Namespace, workspace: Workspace, pass_: Any) -> 
     if options.problem:
         read = [parse_problem(text, default_pass=pass_) for text in options.problem]
         return list(dict.fromkeys(_check_pass(problem, options.kernel, pass_) for problem in read))
-    workload = find_workload(options.workload or "quickstart", extra=workspace.root / "search_spaces" / "workloads.toml")
+    workload = find_workload(
+        options.workload or "quickstart", extra=workspace.root / "search_spaces" / "workloads.toml"
+    )
     return list(dict.fromkeys(problems_for(workload, pass_)))
 
 
@@ -242,7 +257,7 @@ def _live_device() -> tuple[DeviceFacts | None, str | None]:
     from harness import probe
 
     machine = probe.probe()
-    return probe.live_device(machine), next((gpu.driver for gpu in machine.gpus), None)
+    return probe.live_device(machine), machine.driver
 
 
 def _require_packages(*names: str) -> None:
@@ -293,30 +308,11 @@ def _save(
     settled: Sequence[Settled], workspace: Workspace, setting: Setting, options: argparse.Namespace
 ) -> Path | None:
     """Keep the champions: measured ones where they are reviewed and committed, all others as drafts."""
-    fresh = []
-    for one in settled:
-        champion = one.champion
-        if champion is None or one.value_ms is None:
-            continue
-        outcome: Any = champion.outcome
-        fresh.append(
-            Champion(
-                problem=one.problem.key,
-                config=champion.config,
-                default=one.default.config,
-                number=_number(one, setting.mode),
-                verdict=outcome.verdict,
-                binaries=outcome.artifact.binaries,
-                environment=Environment(
-                    toolchain=outcome.artifact.toolchain,
-                    torch=_version("torch"),
-                    driver=setting.driver,
-                    kernel_digest=workspace.kernel_digest(options.kernel),
-                    space_digest=one.space.fingerprint,
-                ),
-                trials=one.outcomes,
-            )
-        )
+    fresh = [
+        champion
+        for one in settled
+        if (champion := champion_of(one, setting.mode, _environment(one, workspace, setting, options)))
+    ]
     if not fresh:
         return None
     draft = options.draft or setting.mode != "measured"
@@ -325,49 +321,13 @@ def _save(
     return path
 
 
-def _number(settled: Settled, mode: Mode) -> Number:
-    value, compared = settled.value_ms, settled.against_default
-    assert value is not None
-    default_ms = value_ms(settled.default.outcome)
-    if mode != "measured" or settled.final is None or not isinstance(settled.final.outcome, Measured):
-        return Number(kind=mode, value_ms=value, default_ms=default_ms)
-    samples = settled.final.outcome.samples
-    is_default = settled.champion is not None and settled.champion.config == settled.default.config
-    raced = compared is not None and compared.ratio is not None and compared.interval is not None and not is_default
-    return Number(
-        kind=mode,
-        value_ms=value,
-        default_ms=value if is_default else default_ms,
-        ratio=compared.ratio if raced and compared else None,
-        ratio_interval=(compared.interval.low, compared.interval.high) if raced and compared and compared.interval else None,
-        samples=len(samples.times_ms),
-    )
-
-
-def _tune_document(kernel: str, setting: Setting, settled: Sequence[Settled], journal: Path) -> documents.TuneDocument:
-    return documents.TuneDocument(
-        kernel=kernel,
-        device=documents.DeviceDocument(name=setting.device.name, arch=setting.device.arch),
-        mode=setting.mode,
-        problems=tuple(_problem_document(one, setting.mode) for one in settled),
-        journal=str(journal),
-    )
-
-
-def _problem_document(settled: Settled, mode: Mode) -> documents.ProblemDocument:
-    census, champion = settled.space.census, settled.champion
-    shown = None
-    if champion is not None and settled.value_ms is not None:
-        outcome: Any = champion.outcome
-        shown = documents.ChampionDocument(
-            config=champion.config, value_ms=settled.value_ms, kind=mode, verdict=outcome.verdict
-        )
-    return documents.ProblemDocument(
-        problem=settled.problem.key,
-        space=documents.SpaceDocument(size=census.size, legal=census.legal, pruned=census.pruned),
-        outcomes=settled.outcomes,
-        champion=shown,
-        default=documents.DefaultDocument(config=settled.default.config, value_ms=value_ms(settled.default.outcome)),
+def _environment(settled: Settled, workspace: Workspace, setting: Setting, options: argparse.Namespace) -> Environment:
+    return Environment(
+        toolchain=f"triton {_version('triton')}",
+        torch=_version("torch"),
+        driver=setting.driver,
+        kernel_digest=workspace.kernel_digest(options.kernel),
+        space_digest=settled.space.fingerprint,
     )
 
 

@@ -3,7 +3,9 @@
 Refuses extra fields and missing ones: a script that reads a document today must be able to read it tomorrow.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
@@ -11,8 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from harness.champions import ChampionFile
 from harness.compare import Verdict
-from harness.outcome import Mode
+from harness.device import DeviceFacts
+from harness.outcome import Estimated, Measured, Mode, value_ms
 from harness.probe import Machine
+from harness.tune import Settled
 
 _DOCUMENT = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=True)
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -130,3 +134,42 @@ def json_schema(name: str) -> dict[str, Any]:
     """The JSON Schema (2020-12) of the document that the command `name` prints."""
     title = f"flashtune {name} --json"
     return {"$schema": _DIALECT, "title": title, **DOCUMENTS[name].json_schema(mode="serialization")} | {"title": title}
+
+
+def tune_document(
+    kernel: str, device: DeviceFacts, mode: Mode, settled: Sequence[Settled], journal: Path
+) -> TuneDocument:
+    """What a tune found, as its document."""
+    return TuneDocument(
+        kernel=kernel,
+        device=DeviceDocument(name=device.name, arch=device.arch),
+        mode=mode,
+        problems=tuple(_problem_document(one, mode) for one in settled),
+        journal=str(journal),
+    )
+
+
+def _problem_document(settled: Settled, mode: Mode) -> ProblemDocument:
+    census, champion = settled.space.census, settled.champion
+    shown = None
+    if champion is not None and settled.value_ms is not None and isinstance(champion.outcome, Measured | Estimated):
+        shown = ChampionDocument(
+            config=champion.config, value_ms=settled.value_ms, kind=mode, verdict=champion.outcome.verdict
+        )
+    return ProblemDocument(
+        problem=settled.problem.key,
+        space=SpaceDocument(size=census.size, legal=census.legal, pruned=census.pruned),
+        outcomes=settled.outcomes,
+        champion=shown,
+        default=DefaultDocument(config=settled.default.config, value_ms=value_ms(settled.default.outcome)),
+    )
+
+
+def write_schemas(folder: Path) -> None:
+    """Write every schema to `folder`, as the files in the repository are."""
+    for name in DOCUMENTS:
+        (folder / f"{name}.json").write_text(json.dumps(json_schema(name), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_schemas(Path(__file__).parent / "schemas")

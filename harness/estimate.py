@@ -19,8 +19,8 @@ Launches add up.
 What it does not see: bank conflicts; misses in L2 beyond the least traffic (hence no effect of the order of heads);
 clocks that sink under power limits beyond the constant below; the order of instructions, so neither stalls between
 dependent ones nor how well a compiler interleaves products and softmax; the width of single loads; how deep a masked
-loop prefetches; contention of atomics. Fit for ranking configs that differ much; two within a few per cent of each
-other are equal to it.
+loop prefetches; contention of atomics; unrolling (an iteration is taken for one step, more matrix work in it for
+redundant work). Fit for ranking configs that differ much; two within a few per cent of each other are equal to it.
 """
 
 import heapq
@@ -38,9 +38,9 @@ MODEL = "pipes-1"
 # ---- Constants. "Physical" ones are published or measured by others; "chosen" ones are round numbers that nobody
 # fitted.
 
-# Physical: share of the published matrix rate that large matrix products really reach under power limits: about 790 of
-# 989 reported on H200, 275 of 312 on A100, 160 of 165 on RTX 4090, 1650 of 2250 on B200, 750 of 1307 on MI300X.
-MATRIX_SUSTAINED: Mapping[str, float] = {"sm_80": 0.88, "sm_89": 0.95, "sm_90": 0.80, "sm_100": 0.74, "gfx942": 0.57}
+# Physical: share of the published matrix rate that large matrix products really reach under power limits: 650 to 790 of
+# 989 reported on H100 and H200, 275 of 312 on A100, 160 of 165 on RTX 4090, 1650 of 2250 on B200, 750 of 1307 on MI300X.
+MATRIX_SUSTAINED: Mapping[str, float] = {"sm_80": 0.88, "sm_89": 0.95, "sm_90": 0.75, "sm_100": 0.74, "gfx942": 0.57}
 # Chosen for architectures that nobody described above.
 MATRIX_SUSTAINED_ELSEWHERE = 0.8
 # Physical: mma.sync on Hopper reaches about 63 % of wgmma (Luo et al. 2024, "Benchmarking and Dissecting the Nvidia
@@ -69,14 +69,16 @@ MEMORY_SUSTAINED = 0.9
 # Physical: clocks from asking for a tile to having it, from L2 or memory (about 270 and 800 on Hopper); chosen in
 # between.
 MEMORY_LATENCY = 600.0
-# Chosen: clocks that a stream stands still at a wait for matrix units or copies, a barrier, a shuffle (its latency is
-# 25).
-WAIT_CLOCKS = 30.0
+# Chosen: clocks that a stream stands still at a wait for matrix units or copies (AMD code waits in many small
+# portions), at a barrier, and for a shuffle (latency about 25, two or three in flight).
+WAIT_CLOCKS: Mapping[str, float] = {"cuda": 30.0, "hip": 10.0}
 BARRIER_CLOCKS = 20.0
-SHUFFLE_CLOCKS = 25.0
-# Chosen: share of a stream's vector work that stands behind dependent instructions (latency of 4 to 6 clocks each, with
-# one or two warps on a scheduler to fill them).
-DEPENDENCE = 0.25
+SHUFFLE_CLOCKS = 10.0
+# Chosen: share of its vector work that a warp alone on its scheduler stands behind dependent instructions (latencies of
+# 4 to 6 clocks, 20 and more for special functions); two warps fill half of each other's gaps, and so on.
+DEPENDENCE = 0.5
+# Chosen: loads that a step without prefetch waits for one after the other: the tile of each of its two products.
+LOADS_IN_TURN = 2.0
 # Chosen: clocks to start a program, fetch its first tiles and drain its last stores.
 PROGRAM_CLOCKS = 1500.0
 # Physical: what a launch costs on the device beside its work.
@@ -102,8 +104,12 @@ class _Demand:
     ahead: bool = False
 
     def vector(self, blocks: int, streams: float) -> float:
-        pipes = [self.special, self.fma, self.alu, self.shared]
-        return blocks * max(hidden(pipes, streams), self.issue)
+        return blocks * max(hidden((self.special, self.fma, self.alu), streams), self.issue)
+
+    @property
+    def product(self) -> float:
+        """Loads of operands run ahead of the products that they feed: the slower of the two counts."""
+        return max(self.matrix, self.shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +180,7 @@ def _launch_ms(problem: Problem, launch: Any, binary: Binary, device: DeviceFact
     per_ms = device.clock_mhz * 1e3
     resident = _residence(binary, device, programs)
     outside = _outside(binary, resident, problem, device)
-    fixed = PROGRAM_CLOCKS + outside.vector(resident.blocks, resident.warps_per_scheduler) + outside.matrix
+    fixed = PROGRAM_CLOCKS + outside.vector(resident.blocks, resident.warps_per_scheduler) + outside.product
     steps = launch.steps
     if steps is None or not any((*steps.plain, *steps.masked)):
         waves = -(-programs // resident.slots) * fixed / per_ms
@@ -260,7 +266,7 @@ def _loops_by_kind(binary: Binary, launch: Any) -> tuple[tuple[Loop, ...], tuple
 def _step(
     loops: tuple[Loop, ...], launch: Any, resident: _Resident, problem: Problem, device: DeviceFacts, rows: float
 ) -> _Demand:
-    """What one block needs for one step of its `loops`, an iteration of an unrolled loop being several steps."""
+    """What one block needs for one step of its `loops`, an iteration of a loop being one step."""
     if not loops:
         return _Demand()
     warps = 4 if len(loops) > 1 else resident.warps
@@ -268,29 +274,31 @@ def _step(
     for loop in loops:
         for kind, number in loop.instructions.items():
             counts[kind] = counts.get(kind, 0.0) + number * warps
+    # More operations than a step has by its tiles are done more than once, by warps that the tile has no rows for.
     known = sum(loop.matrix_flops for loop in loops) * warps
-    unrolled = max(1, round(known / launch.steps.flops_per_step)) if problem.dtype != "fp32" else 1
-    counts = {kind: number / unrolled for kind, number in counts.items()}
-    flops = known / unrolled or (launch.steps.flops_per_step if counts.get("matrix") else 0)
+    flops = known or (launch.steps.flops_per_step if counts.get("matrix") else 0)
     demand = _demand(counts, flops, problem, device)
     copied = sum(counts.get(kind, 0.0) for kind in _COPIES) * device.warp_size * LANE_BYTES
     # A bulk copy does not say its size; the other operand of a product with `rows` rows has this many bytes.
     bulk = launch.steps.flops_per_step * DTYPE_BYTES[problem.dtype] / (2 * rows)
-    ahead = bool(counts.get("async_copy") or counts.get("tma"))
+    # AMD code prefetches into registers, by plain loads.
+    stages = int(launch.options.get("num_stages", 2))
+    ahead = bool(counts.get("async_copy") or counts.get("tma") or (device.vendor == "hip" and stages > 1))
     waits_for_memory = counts.get("global_load", 0) > 0 and not ahead
     # Waits are per warp and at the same time in all warps of a block, so they do not add up over warps.
-    steps_together = sum(_waiting(loop.instructions) for loop in loops) / len(loops) / unrolled
+    steps_together = sum(_waiting(loop.instructions, device.vendor) for loop in loops) / len(loops)
     vector = demand.vector(1, resident.warps_per_scheduler)
     return _Demand(
         matrix=demand.matrix, special=demand.special, fma=demand.fma, alu=demand.alu, shared=demand.shared,
         issue=demand.issue, cache_bytes=max(copied, bulk if resident.warps and not copied else 0.0), ahead=ahead,
-        waiting=steps_together + DEPENDENCE * vector + (MEMORY_LATENCY if waits_for_memory else 0.0),
+        waiting=steps_together + DEPENDENCE * vector / max(1.0, resident.warps / 4)
+        + (LOADS_IN_TURN * MEMORY_LATENCY if waits_for_memory else 0.0),
     )  # fmt: skip
 
 
-def _waiting(counts: Mapping[str, int]) -> float:
+def _waiting(counts: Mapping[str, int], vendor: str) -> float:
     return (
-        WAIT_CLOCKS * counts.get("wait", 0)
+        WAIT_CLOCKS[vendor] * counts.get("wait", 0)
         + BARRIER_CLOCKS * counts.get("barrier", 0)
         + SHUFFLE_CLOCKS * counts.get("shuffle", 0)
     )
@@ -327,18 +335,18 @@ def _matrix_clocks(instructions: float, flops: float, problem: Problem, device: 
     each = flops / instructions
     if each <= MMA_SYNC_FLOPS:
         return flops / (rate * HOPPER_MMA_SYNC)
-    # wgmma reads its columns (32 bytes each) from shared memory for every group of four warps, and half of the time
-    # also its 64 rows: products with few columns are bound by that.
+    # wgmma reads its columns (32 bytes each) from shared memory for every group of four warps, and its 64 rows too (unless
+    # they are in registers, which a count does not tell): products with few columns are bound by that.
     columns = each / 512
     groups = instructions / 4
-    return max(flops / rate, groups * (columns * 32 + 0.5 * 64 * 32) / SHARED_BYTES_PER_CLOCK)
+    return max(flops / rate, groups * (columns + 64) * 32 / SHARED_BYTES_PER_CLOCK)
 
 
 def _clocks(demand: _Demand, resident: _Resident, stages: int) -> float:
     """Clocks in which every block of a multiprocessor makes one step."""
     blocks = resident.blocks
-    matrix, vector = blocks * demand.matrix, demand.vector(blocks, 1 + resident.warps_per_scheduler)
-    clocks = hidden((matrix, vector), resident.streams) + demand.waiting / resident.streams
+    product, vector = blocks * demand.product, demand.vector(blocks, 1 + resident.warps_per_scheduler)
+    clocks = hidden((product, vector), resident.streams) + demand.waiting / resident.streams
     if demand.ahead:
         clocks += max(0.0, MEMORY_LATENCY - (stages - 1) * clocks) / resident.streams
     return max(clocks, blocks * demand.cache_bytes / CACHE_BYTES_PER_CLOCK)

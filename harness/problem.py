@@ -196,8 +196,8 @@ def _read_word(word: str, text: str) -> dict[str, Any]:
         return dict(zip(names, (first, second), strict=True))
     length = re.fullmatch(r"([bsqk])(\d+)", word)
     if length:
-        names = {"b": ("batch",), "s": ("q_len", "kv_len"), "q": ("q_len",), "k": ("kv_len",)}[length[1]]
-        return dict.fromkeys(names, int(length[2]))
+        named: Mapping[str, tuple[str, ...]] = {"b": ("batch",), "s": ("q_len", "kv_len"), "q": ("q_len",), "k": ("kv_len",)}
+        return dict.fromkeys(named[length[1]], int(length[2]))
     if word in DTYPE_BYTES:
         return {"dtype": word}
     if word in LAYOUTS:
@@ -263,7 +263,7 @@ def _check_counts(problem: Problem) -> None:
 def _check_choices(problem: Problem) -> None:
     choices = {"dtype": tuple(DTYPE_BYTES), "layout": LAYOUTS, "pass_": PASSES}
     for name, known in choices.items():
-        value = cast(str, getattr(problem, name))
+        value = cast("str", getattr(problem, name))
         if value not in known:
             raise ProblemError(f"{name.rstrip('_')} must be one of {', '.join(known)}, found {value}")
 

@@ -184,8 +184,10 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
         lines.append(
             (
                 "Verdict",
-                f"{verdict.status} on {plural(len(verdict.cases), 'case')} ({verdict.where}{blind}); "
-                f"worst error {three_digits(worst)} of its bound",
+                (
+                    f"{verdict.status} on {plural(len(verdict.cases), 'case')} ({verdict.where}{blind}); "
+                    f"worst error {three_digits(worst)} of its bound"
+                ),
             )
         )
     return lines
@@ -294,8 +296,10 @@ def doctor_lines(found: DoctorDocument) -> list[str]:
         rows.append(
             (
                 "gpu",
-                f"{gpu.index}: {gpu.name} ({gpu.arch}), {gpu.multiprocessors} multiprocessors, "
-                f"{gpu.memory_bytes / 2**30:.0f} GiB{clock}",
+                (
+                    f"{gpu.index}: {gpu.name} ({gpu.arch}), {gpu.multiprocessors} multiprocessors, "
+                    f"{gpu.memory_bytes / 2**30:.0f} GiB{clock}"
+                ),
             )
         )
     if not machine.gpus:

@@ -136,7 +136,7 @@ class StudyStrategy:
         self._study.tell(self._open.pop(config), value_ms, state=state)
 
 
-class _LegalSampler(optuna.samplers.BaseSampler):
+class _LegalSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     """The seam to optuna: it asks for a point, we answer with the position of a legal config."""
 
     def __init__(self, propose: Proposer, untried: Untried, rng: np.random.Generator) -> None:
@@ -162,11 +162,16 @@ class _LegalSampler(optuna.samplers.BaseSampler):
         raise BugError(f"optuna asked for `{param_name}` alone, which cannot be chosen legally on its own")
 
 
-def make_strategy(name: str, space: Space, default: Config, *, study: optuna.Study, seed: int) -> Strategy:
-    """A strategy by name. Raises `UsageError` for a name that it does not know."""
+def check_strategy(name: str) -> str:
+    """Return `name`, or raise a `UsageError` that suggests a strategy there is."""
     if name not in STRATEGIES:
         raise UsageError(f"no search strategy is called `{name}`", hint=did_you_mean(name, list(STRATEGIES)))
-    return StudyStrategy(STRATEGIES[name], space, default, study=study, rng=np.random.default_rng(seed))
+    return name
+
+
+def make_strategy(name: str, space: Space, default: Config, *, study: optuna.Study, seed: int) -> Strategy:
+    """A strategy by name. Raises `UsageError` for a name that it does not know."""
+    return StudyStrategy(STRATEGIES[check_strategy(name)], space, default, study=study, rng=np.random.default_rng(seed))
 
 
 def open_study(name: str, storage: Path | None = None) -> optuna.Study:

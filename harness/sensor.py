@@ -85,16 +85,16 @@ class Sensor:
 
 
 def load_nvml(load: Load = importlib.import_module) -> tuple[Any, str]:
-    """The initialised `pynvml` module and its version, or None and the reason why there is none."""
+    """The initialised `pynvml` module and the version of NVML, or None and the reason why there is none."""
     try:
         nvml = load("pynvml")
     except ImportError as error:
         return None, f"{type(error).__name__}: {error}"
     try:
         nvml.nvmlInit()
+        return nvml, str(nvml.nvmlSystemGetNVMLVersion())
     except nvml.NVMLError as error:
-        return None, f"nvmlInit: {error}"
-    return nvml, str(getattr(nvml, "__version__", "unknown"))
+        return None, f"NVML does not start: {error}"
 
 
 def open_sensor(torch: Any, index: int, load: Load = importlib.import_module) -> Sensor | None:

@@ -49,7 +49,12 @@ class Journal:
     ) -> Record | None:
         wanted = (problem, dict(config), role, None if beside is None else dict(beside))
         for record in self.records:
-            found = (record.problem, dict(record.config), record.role, None if record.beside is None else dict(record.beside))
+            found = (
+                record.problem,
+                dict(record.config),
+                record.role,
+                None if record.beside is None else dict(record.beside),
+            )
             if found == wanted:
                 return record
         return None
@@ -116,7 +121,9 @@ def _adopt(path: Path, file: FileIO, identity: Mapping[str, Any]) -> Journal:
         try:
             _write(file, json.dumps(header).encode() + b"\n")
         except OSError as error:
-            raise JournalError(f"cannot write to the journal {path}: {error.strerror}", hint="free some space") from error
+            raise JournalError(
+                f"cannot write to the journal {path}: {error.strerror}", hint="free some space"
+            ) from error
     else:
         _require_same(path, found, identity)
         if whole < len(content):

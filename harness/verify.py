@@ -47,11 +47,13 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Blocks:
-    """Largest tile sides of a config. `span` is a multiple of every side, since sides are powers of two."""
+    """Tile sides of a config: the largest over queries and over keys, the least over keys and of all. `span` is a multiple
+    of every side, since sides are powers of two."""
 
     rows: int
     keys: int
     least_keys: int
+    least: int
 
     @property
     def span(self) -> int:
@@ -71,8 +73,8 @@ def gate_cases(problem: Problem, config: Mapping[str, Value]) -> tuple[Problem, 
     whole = _group(problem, 4)
     part = _group(problem, 2)
     heads = min(problem.kv_heads, 2)
-    span, least = blocks.span, min(blocks.rows, blocks.keys)
-    ragged = (span + least) // 2 + 5
+    span = blocks.span
+    ragged = (span + blocks.least) // 2 + 5
     near = {
         "window_left": _least(problem.window_left, span // 2 + 3),
         "window_right": _least(problem.window_right, span // 4 + 1),
@@ -81,7 +83,7 @@ def gate_cases(problem: Problem, config: Mapping[str, Value]) -> tuple[Problem, 
         _similar(problem, blocks).replace(batch=1, kv_heads=1, q_heads=part),
         problem.replace(batch=1, kv_heads=1, q_heads=whole, q_len=ragged + 11, kv_len=ragged, **near),
         problem.replace(
-            batch=2, kv_heads=heads, q_heads=heads * part, q_len=blocks.rows // 4 + 1, kv_len=2 * blocks.keys + 5, **near
+            batch=2, kv_heads=heads, q_heads=heads * part, q_len=blocks.rows // 4 + 1, kv_len=blocks.keys + 5, **near
         ),
     )
 
@@ -149,7 +151,8 @@ def _blocks(config: Mapping[str, Value]) -> _Blocks:
         found = [value for name, value in config.items() if word in name and not isinstance(value, str | bool)]
         return found or [16]
 
-    return _Blocks(max(sides("block_m")), max(sides("block_n")), min(sides("block_n")))
+    rows, keys = sides("block_m"), sides("block_n")
+    return _Blocks(max(rows), max(keys), min(keys), min(rows + keys))
 
 
 def _least(bound: int | None, limit: int) -> int | None:

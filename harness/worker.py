@@ -39,8 +39,11 @@ Numbered = Valued | LaunchFailed | TimedOut
 class Runner(Protocol):
     """Where candidates are tried: child processes, or a fake in tests. Every method starts work and returns how to wait."""
 
-    device: DeviceFacts
-    mode: Mode
+    @property
+    def device(self) -> DeviceFacts: ...
+
+    @property
+    def mode(self) -> Mode: ...
 
     def compile(self, problem: Problem, config: Config) -> Callable[[], Compiled]: ...
 
@@ -134,7 +137,9 @@ class ProcessRunner:
 
     def _start(self, pool: str, stage: Stage, problem: Problem, config: Config, **extra: Any) -> Callable[[], Any]:
         limit = self.limits.seconds(stage)
-        future = self._pool(pool).schedule(_run_stage, args=(stage, self.job, problem, config), kwargs=extra, timeout=limit)
+        future = self._pool(pool).schedule(
+            _run_stage, args=(stage, self.job, problem, config), kwargs=extra, timeout=limit
+        )
 
         def wait() -> Any:
             try:
@@ -148,7 +153,10 @@ class ProcessRunner:
 
     def _pool(self, name: str) -> ProcessPool:
         if name not in self._pools:
-            environment = {"TRITON_INTERPRET": "1" if name == "interpreter" else "0", "TRITON_CACHE_DIR": str(self.cache)}
+            environment = {
+                "TRITON_INTERPRET": "1" if name == "interpreter" else "0",
+                "TRITON_CACHE_DIR": str(self.cache),
+            }
             # Two children on two cores are faster than four that each believe to have two.
             environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             cap = 0 if name == "device" else self.limits.memory_bytes

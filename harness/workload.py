@@ -79,7 +79,7 @@ def workload_names(extra: Path | None = None) -> list[str]:
 
 
 def find_workload(name: str, *, extra: Path | None = None) -> Workload:
-    """The workload called `name`, or with `name:tag` its problems for that tag. Raises `UsageError` for an unknown one."""
+    """The workload called `name`, or with `name:tag` its problems for that tag. Raises `UsageError` if unknown."""
     base, colon, tag = name.partition(":")
     loaded = load_workloads(extra)
     if base not in loaded:

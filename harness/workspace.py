@@ -40,9 +40,12 @@ class Workspace:
         """Return `stem`, or raise a `UsageError` that lists the stems there are."""
         if stem in self.stems:
             return stem
-        places = [f"  looked in {self.root / part}: {', '.join(_stems_in(self.root / part)) or 'nothing'}" for part in _PARTS]
+        places = [
+            f"  looked in {self.root / part}: {', '.join(_stems_in(self.root / part)) or 'nothing'}" for part in _PARTS
+        ]
         raise UsageError(
-            "\n".join([f"no kernel with a search space is called `{stem}`", *places]), hint=did_you_mean(stem, self.stems)
+            "\n".join([f"no kernel with a search space is called `{stem}`", *places]),
+            hint=did_you_mean(stem, self.stems),
         )
 
     def load_kernel(self, stem: str) -> ModuleType:
@@ -61,7 +64,9 @@ class Workspace:
                 value = ast.literal_eval(node.value)
                 if value in PASSES:
                     return value  # type: ignore[no-any-return]
-        raise WorkspaceError(f"{path} does not say which pass it computes", hint='write `PASS = "fwd"` or `PASS = "bwd"`')
+        raise WorkspaceError(
+            f"{path} does not say which pass it computes", hint='write `PASS = "fwd"` or `PASS = "bwd"`'
+        )
 
     def kernel_digest(self, stem: str) -> str:
         """Digest of a kernel's code and of every sibling that it imports; comments, blank lines and docstrings do not count."""
@@ -144,7 +149,10 @@ def _parse(path: Path) -> ast.Module:
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             node.body = node.body[1:]
     return tree
 

@@ -1,9 +1,10 @@
 """Gradients of attention: dq, dk and dv from dout, without storing the attention matrix.
 
-FlashAttention-2 (Dao 2023, algorithm 2) in three launches and without atomic operations, so equal inputs give equal bits:
-two numbers per row, delta = rowsum(dout * out) and the log-sum-exp to base 2; then dk and dv, a program per key block that loops over the query heads of its group and the query
-blocks that see it; then dq, a program per query block. Each recomputes p = exp(scale * q k^T - lse). As in the forward pass,
-blocks inside the band run without a mask and blocks outside it are not visited. Refuses second derivatives.
+FlashAttention-2 (Dao 2023, algorithm 2) in three launches and without atomic operations, so equal inputs give equal bits.
+First two numbers per row, delta = rowsum(dout * out) and the log-sum-exp to base 2. Then dk and dv, a program per key block
+that loops over the query heads of its group and the query blocks that see it. Then dq, a program per query block. Both
+recompute p = exp(scale * q k^T - lse). As in the forward pass, blocks inside the band run without a mask and blocks outside
+it are not visited. Refuses second derivatives.
 """
 
 import math
@@ -17,8 +18,19 @@ import triton.language as tl
 
 from . import primitives
 from .launch import Launch, Steps
-from .primitives import Band, band_blocks, base_two, load_tile, masked_block, product, program_row, rounded
-from .primitives import store_tile, tile_at_zero, visible
+from .primitives import (
+    Band,
+    band_blocks,
+    base_two,
+    load_tile,
+    masked_block,
+    product,
+    program_row,
+    rounded,
+    store_tile,
+    tile_at_zero,
+    visible,
+)
 
 PASS = "bwd"
 
@@ -41,9 +53,6 @@ def flash_bwd_rows_kernel(
     """delta = rowsum(dout * out), and lse to base 2 with +inf for empty rows, of BLOCK_M queries of one head."""
     # Position
     head_row = program_row(rows, FOLDED)
-    if FOLDED:
-        if head_row >= rows:
-            return
     batch = (head_row // q_heads).to(tl.int64)
     head = (head_row % q_heads).to(tl.int64)
     start_m = tl.program_id(0) * BLOCK_M
@@ -131,15 +140,13 @@ def flash_bwd_dkdv_kernel(
     EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
     STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BLOCK_N keys of one head. The band is that of keys (rows) and queries (columns). `scale` and `lse_two` are to base 2."""
+    """dk and dv of BLOCK_N keys of one head. The band is that of keys (rows) and queries (columns). `scale` and `lse_two`
+    are to base 2."""
     # Position: heavy blocks first.
     position = tl.program_id(0)
     if REVERSED:
         position = tl.num_programs(0) - 1 - position
     head_row = program_row(rows, FOLDED)
-    if FOLDED:
-        if head_row >= rows:
-            return
     batch = (head_row // kv_heads).to(tl.int64)
     kv_head = (head_row % kv_heads).to(tl.int64)
     start_n = position * BLOCK_N
@@ -246,9 +253,6 @@ def flash_bwd_dq_kernel(
     if REVERSED:
         position = tl.num_programs(0) - 1 - position
     head_row = program_row(rows, FOLDED)
-    if FOLDED:
-        if head_row >= rows:
-            return
     batch = (head_row // q_heads).to(tl.int64)
     head = head_row % q_heads
     kv_head = (head // group).to(tl.int64)
@@ -328,10 +332,11 @@ def launches(
     dq_load: str,
     waves_per_eu: int,
 ) -> list[Launch]:
-    """Three launches, in this order: `delta` and `lse_two`; `dk` and `dv`; `dq`. Shapes and conventions as in the package docstring.
+    """Three launches, in this order: `delta` and `lse_two`; `dk` and `dv`; `dq`. Shapes as in the package docstring.
 
     `out` and `lse` are those of the forward pass; `delta` and `lse_two` are scratch, see `workspaces`. `..._block_m` counts
-    queries and `..._block_n` keys; `..._load` is "pointer" or "tma". Raises `ValueError` for tensors or tunables that do not go together.
+    queries and `..._block_n` keys; `..._load` is "pointer" or "tma". Raises `ValueError` for tensors or tunables that do not
+    go together.
     """
     _require_tensors(q, k, v, out, lse, dout, dq, dk, dv, delta, lse_two)
     dkdv = _Tile(dkdv_block_m, dkdv_block_n, dkdv_load, dkdv_stages, dkdv_warps, waves_per_eu)
@@ -393,7 +398,7 @@ def _dkdv_launch(
 ) -> Launch:
     """Rows are keys and columns queries, so the band is read the other way round."""
     band = band.transposed
-    q, k, v = tensors["q"], tensors["k"], tensors["v"]
+    q, k = tensors["q"], tensors["k"]
     batch, kv_heads = k.shape[:2]
     group = q.shape[1] // kv_heads
     plain, masked = primitives.band_steps(band, tile.block_n, tile.block_m)

@@ -15,20 +15,30 @@ import triton.language as tl
 
 from . import primitives
 from .launch import Launch, Steps
-from .primitives import band_blocks, load_tile, log_sum_exp, masked_block, product, program_row, rounded
-from .primitives import store_tile, tile_at_zero, visible
+from .primitives import (
+    band_blocks,
+    load_tile,
+    log_sum_exp,
+    masked_block,
+    product,
+    program_row,
+    rounded,
+    store_tile,
+    tile_at_zero,
+    visible,
+)
 
 PASS = "fwd"
 
 
 @triton.jit
 def _attend(
-    q, k_at, v_at, start, m, l, acc, row, scale, kv_len, offset, left, right, stride_k_row, stride_v_row,
+    q, k_at, v_at, start, m, z, acc, row, scale, kv_len, offset, left, right, stride_k_row, stride_v_row,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, RISING: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """One key block: (m, l, acc) of the online softmax (Milakov and Gimelshein 2018) after keys start... start + BLOCK_N."""
+    """One key block: (m, z, acc) of the online softmax (Milakov and Gimelshein 2018) after keys start... start + BLOCK_N."""
     CHECK: tl.constexpr = MASKED and not EVEN
 
     # Load
@@ -38,7 +48,7 @@ def _attend(
     s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=acc.dtype))
 
     # Mask. Where scale > 0 the maximum may be taken before scaling, and scaling and shifting are one fused operation:
-    # whatever rounding m has, it is the same m in p, l and the log-sum-exp. Else s must be scaled before -inf comes in.
+    # whatever rounding m has, it is the same m in p, z and the log-sum-exp. Else s must be scaled before -inf comes in.
     factor = scale
     if not RISING:
         s = s * scale
@@ -59,9 +69,9 @@ def _attend(
 
     # Accumulate
     v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA)
-    l = l * shrink + tl.sum(p, 1)
+    z = z * shrink + tl.sum(p, 1)
     acc = product(rounded(p, v.dtype), v, acc * shrink[:, None])
-    return m_next, l, acc
+    return m_next, z, acc
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads"])
@@ -84,9 +94,6 @@ def flash_fwd_kernel(
     position = tl.program_id(0)
     blocks = tl.num_programs(0)
     head_row = program_row(rows, FOLDED)
-    if FOLDED:
-        if head_row >= rows:
-            return
     if GROUPED:
         head_row = head_row * group + position % group
         position = position // group
@@ -109,7 +116,7 @@ def flash_fwd_kernel(
     v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA, WIDE)
     q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA)
     m = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
-    l = tl.zeros([BLOCK_M], dtype=ACC)
+    z = tl.zeros([BLOCK_M], dtype=ACC)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], dtype=ACC)
 
     # Attend
@@ -120,33 +127,33 @@ def flash_fwd_kernel(
     ANY_MASK: tl.constexpr = HAS_LEFT or HAS_RIGHT or not EVEN
     if SPLIT or not ANY_MASK:
         for block in tl.range(plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED):
-            m, l, acc = _attend(
-                q_tile, k_at, v_at, block * BLOCK_N, m, l, acc, row, scale, kv_len, offset, left, right,
+            m, z, acc = _attend(
+                q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, kv_len, offset, left, right,
                 stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False,
                 HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
             )  # fmt: skip
         if ANY_MASK:
             for i in tl.range(0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES):
                 block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
-                m, l, acc = _attend(
-                    q_tile, k_at, v_at, block * BLOCK_N, m, l, acc, row, scale, kv_len, offset, left, right,
+                m, z, acc = _attend(
+                    q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, kv_len, offset, left, right,
                     stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True,
                     HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
                 )  # fmt: skip
     else:
         for block in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZED):
-            m, l, acc = _attend(
-                q_tile, k_at, v_at, block * BLOCK_N, m, l, acc, row, scale, kv_len, offset, left, right,
+            m, z, acc = _attend(
+                q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, kv_len, offset, left, right,
                 stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True,
                 HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
             )  # fmt: skip
 
-    # Store. A row that saw nothing has l = 0 and acc = 0.
+    # Store. A row that saw nothing has z = 0 and acc = 0.
     out_base = out + batch * stride_out_batch + head * stride_out_head
-    o = acc / tl.where(l > 0, l, 1.0)[:, None]
+    o = acc / tl.where(z > 0, z, 1.0)[:, None]
     store_tile(o, out_base, start_m, q_len, stride_out_row, stride_out_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, WIDE)
     lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + row.to(tl.int64) * stride_lse_row
-    tl.store(lse_at, log_sum_exp(m, l).to(lse.dtype.element_ty), mask=row < q_len)
+    tl.store(lse_at, log_sum_exp(m, z).to(lse.dtype.element_ty), mask=row < q_len)
 
 
 def launches(

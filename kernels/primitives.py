@@ -31,6 +31,10 @@ _LOG2_E = tl.constexpr(LOG2_E)
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# No function here returns from inside an `if`: Triton compiles what follows such a return even where the condition is a
+# constant, so that a branch left out would still have to fit.
+
+
 @triton.jit
 def rounded(x, DTYPE: tl.constexpr):
     """x to DTYPE, to nearest even."""
@@ -38,10 +42,11 @@ def rounded(x, DTYPE: tl.constexpr):
         # The interpreter would truncate; compiled code never comes here.
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        nearest = tl.where(x == x, nearest, 0x7FC0)
-        return nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        nearest = tl.where(x != x, 0x7FC0, nearest)
+        result = nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        return x.to(DTYPE)
+        result = x.to(DTYPE)
+    return result
 
 
 @triton.jit
@@ -49,15 +54,15 @@ def product(a, b, acc):
     """acc + a b, summed in the type of acc; fp32 operands are never cut down to tf32."""
     if INTERPRETED:
         # The interpreter multiplies bf16 as bit patterns; in the type of acc the product of 16-bit numbers is as exact.
-        return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc, input_precision="ieee", out_dtype=acc.dtype)
-    else:
-        return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
+        a = a.to(acc.dtype)
+        b = b.to(acc.dtype)
+    return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
 
 
 @triton.jit
-def log_sum_exp(m, l):
-    """Natural log-sum-exp of a row from its maximum m (base 2) and its sum l of exp2(. - m); -inf where nothing was summed."""
-    return tl.where(l > 0, (m + tl.log2(tl.where(l > 0, l, 1.0))) * _LOG_2, float("-inf"))
+def log_sum_exp(m, z):
+    """Natural log-sum-exp of a row from its maximum m (base 2) and its sum z of exp2(. - m); -inf where nothing was summed."""
+    return tl.where(z > 0, (m + tl.log2(tl.where(z > 0, z, 1.0))) * _LOG_2, float("-inf"))
 
 
 @triton.jit
@@ -78,14 +83,15 @@ def tile_at_zero(
 ):  # fmt: skip
     """Where the tiles of a (length, COLS) matrix are found: a descriptor, or the pointers of its first tile."""
     if TMA:
-        return tl.make_tensor_descriptor(base, [length, COLS], [stride_row, 1], [BLOCK_ROWS, BLOCK_COLS])
+        at_zero = tl.make_tensor_descriptor(base, [length, COLS], [stride_row, 1], [BLOCK_ROWS, BLOCK_COLS])
     else:
         row = tl.arange(0, BLOCK_ROWS)
         col = tl.arange(0, BLOCK_COLS)
         if WIDE:
             row = row.to(tl.int64)
             col = col.to(tl.int64)
-        return base + row[:, None] * stride_row + col[None, :] * stride_col
+        at_zero = base + row[:, None] * stride_row + col[None, :] * stride_col
+    return at_zero
 
 
 @triton.jit
@@ -95,19 +101,20 @@ def load_tile(
 ):  # fmt: skip
     """Rows start... of a (length, COLS) matrix as a tile, zero outside it. Rows are only checked if CHECK_ROWS."""
     if TMA:
-        return at_zero.load([start, 0])
+        tile = at_zero.load([start, 0])
     else:
         pointers = at_zero + tl.cast(start, tl.int64) * stride_row
         row_inside = start + tl.arange(0, BLOCK_ROWS) < length
         col_inside = tl.arange(0, BLOCK_COLS) < COLS
         if CHECK_ROWS and COLS != BLOCK_COLS:
-            return tl.load(pointers, mask=row_inside[:, None] & col_inside[None, :], other=0.0)
+            tile = tl.load(pointers, mask=row_inside[:, None] & col_inside[None, :], other=0.0)
         elif CHECK_ROWS:
-            return tl.load(pointers, mask=row_inside[:, None], other=0.0)
+            tile = tl.load(pointers, mask=row_inside[:, None], other=0.0)
         elif COLS != BLOCK_COLS:
-            return tl.load(pointers, mask=col_inside[None, :], other=0.0)
+            tile = tl.load(pointers, mask=col_inside[None, :], other=0.0)
         else:
-            return tl.load(pointers)
+            tile = tl.load(pointers)
+    return tile
 
 
 @triton.jit
@@ -158,10 +165,10 @@ def band_blocks(
 @triton.jit
 def masked_block(i, first, plain_first, plain_last, HAS_LEFT: tl.constexpr):
     """The i-th block of [first, plain_first) followed by [plain_last, last)."""
+    block = plain_last + i
     if HAS_LEFT:
-        return first + i + tl.where(i >= plain_first - first, plain_last - plain_first, 0)
-    else:
-        return plain_last + i
+        block = first + i + tl.where(i >= plain_first - first, plain_last - plain_first, 0)
+    return block
 
 
 @triton.jit
@@ -189,11 +196,12 @@ def visible(
 
 @triton.jit
 def program_row(rows, FOLDED: tl.constexpr):
-    """Which (batch, head) this program works on; `rows` or more where the grid had to be folded and is too large."""
+    """Which (batch, head) this program works on. A folded grid may be too large: what is left over repeats the last one,
+    which writes the same numbers again."""
+    row = tl.program_id(1)
     if FOLDED:
-        return tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
-    else:
-        return tl.program_id(1)
+        row = tl.minimum(row + tl.program_id(2) * tl.num_programs(1), rows - 1)
+    return row
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,9 +300,8 @@ def padded(head_dim: int) -> int:
 
 def folded_grid(positions: int, rows: int) -> tuple[int, int, int]:
     """A grid with `positions` on the first axis and at least `rows` on the other two, which hold at most 65535 each."""
-    if rows <= _GRID_LIMIT:
-        return positions, rows, 1
-    return positions, _GRID_LIMIT, -(-rows // _GRID_LIMIT)
+    folds = max(1, -(-rows // _GRID_LIMIT))
+    return positions, -(-rows // folds), folds
 
 
 def strides(**tensors: torch.Tensor) -> dict[str, int]:

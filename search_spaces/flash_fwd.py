@@ -143,7 +143,7 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
         return (128, 64, 4, 1) if widest <= 64 else (128, 32, 4, 1) if widest <= 128 else (64, 32, 4, 1)
     if device.compute_capability >= 90:
         return (128, 64, 8, 3) if widest <= 128 else (128, 32, 8, 2)
-    return (128, 64, 4, 2) if widest <= 64 else (128, 32, 8, 2) if widest <= 128 else (64, 16, 4, 2)
+    return (128, 64, 8, 2) if widest <= 64 else (128, 32, 8, 2) if widest <= 128 else (64, 32, 8, 2)
 
 
 def _padded(head_dim: int) -> int:

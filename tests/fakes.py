@@ -30,8 +30,8 @@ class FakeDevice:
     """A device on which kernels of known cost run, and the timer that `harness.measure` wants of it.
 
     `drift` is the slow-down of all kernels after one second of wall time: 0.2 makes everything 20 % slower by then.
-    `flush_ms` is wall time. `fail_at` raises `RuntimeError` in the launch with that number; `readings` replaces what the
-    timer says of a launch with that number; `throttled_at` are launches during which the device throttles.
+    `flush_ms` is wall time. `fail_at` raises `RuntimeError` in the launch with that number; `readings` replaces what
+    the timer says of a launch with that number; `throttled_at` are launches during which the device throttles.
     """
 
     rng: np.random.Generator
@@ -121,8 +121,8 @@ def fake_nvml(**answers: Any) -> SimpleNamespace:
 
     return SimpleNamespace(
         NVMLError=FakeNvmlError,
-        __version__="13.0",
         nvmlInit=answer(known.pop("Init", None)),
+        nvmlSystemGetNVMLVersion=answer("12.570.86"),
         nvmlSystemGetDriverVersion=answer(known.pop("DriverVersion", "570.86.15")),
         nvmlDeviceGetHandleByUUID=answer(known.pop("HandleByUUID", lambda uuid: uuid)),
         **{f"nvmlDeviceGet{name}": answer(value) for name, value in known.items()},

@@ -1,5 +1,6 @@
 """Measuring on a device that is made up: what is taken, in which order, when it ends, and what is kept."""
 
+import inspect
 import itertools
 import math
 
@@ -46,6 +47,14 @@ def test_more_noise_takes_more_samples():
     assert counts[0] == COLD.min_samples
     assert COLD.min_samples < counts[1] < COLD.max_samples
     assert counts[2] == COLD.max_samples
+
+
+def test_how_long_a_kernel_takes_does_not_change_how_often_it_is_timed():
+    counts = {
+        len(_measure(FakeDevice(np.random.default_rng(5), noise=normal(0.02)), cost_ms=cost).times_ms)
+        for cost in (0.01, 1.0, 100.0)
+    }
+    assert len(counts) == 1
 
 
 def test_a_noisy_ratio_keeps_sampling_though_the_candidate_is_known():
@@ -274,3 +283,16 @@ def test_no_gpu_and_no_torch_are_named():
 
     with pytest.raises(MachineError, match="torch cannot be imported: no module named torch"):
         cuda_timer(load=missing)
+
+
+def test_the_real_torch_has_what_the_fake_one_has():
+    cuda = pytest.importorskip("torch").cuda
+    assert [name for name in vars(FakeTorch(H200).cuda) if not hasattr(cuda, name)] == []
+    assert "enable_timing" in inspect.signature(cuda.Event.__new__).parameters
+    assert "stream" in inspect.signature(cuda.graph.__init__).parameters
+    for owner, names in {
+        cuda.Event: ("record", "synchronize", "elapsed_time"),
+        cuda.Stream: ("wait_stream",),
+        cuda.CUDAGraph: ("replay",),
+    }.items():
+        assert [name for name in names if not hasattr(owner, name)] == []

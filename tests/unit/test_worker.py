@@ -19,7 +19,7 @@ from harness.worker import Job, Limits, ProcessRunner
 PROBLEM = parse_problem("b1 h1 s16 d16 fp16")
 
 # A kernel file whose `launches` does what its config says: stages call it in the child.
-MISBEHAVING = '''
+MISBEHAVING = """
 import ctypes, os, time
 PASS = "fwd"
 def workspaces(q, k, v):
@@ -39,7 +39,7 @@ def launches(q, k, v, out, lse, *, scale, window_left, window_right, top_left, a
     if act == "memory":
         return [bytearray(1 << 36)]
     return []
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_hang_is_killed_and_the_next_candidate_is_fine(runner: ProcessRunner, 
 
 def test_children_die_with_a_parent_that_is_killed(runner: ProcessRunner, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(f'''
+    script.write_text(f"""
 import sys
 from pathlib import Path
 from harness.device import TARGETS
@@ -131,7 +131,7 @@ if __name__ == "__main__":
     runner.compile(parse_problem({PROBLEM.key!r}), Config({{"act": "hang"}}))
     print("ready", flush=True)
     sys.stdin.read()
-''')
+""")
     parent = subprocess.Popen(
         [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -142,7 +142,9 @@ if __name__ == "__main__":
     assert children
     parent.send_signal(signal.SIGKILL)
     parent.wait(timeout=10)
-    gone, alive = psutil.wait_procs([child for child in children if "resource_tracker" not in _command(child)], timeout=10)
+    gone, alive = psutil.wait_procs(
+        [child for child in children if "resource_tracker" not in _command(child)], timeout=10
+    )
     assert not alive
     assert gone
     for stream in (parent.stdin, parent.stdout):

@@ -1,0 +1,25 @@
+"""Modules that the gate's tests share, loaded by path: test folders are no packages."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _load(stem: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"gate_{stem}", HERE / f"{stem}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def emulated() -> ModuleType:
+    """The flash kernel emulated in torch."""
+    return _load("emulated_flash")

@@ -1,0 +1,134 @@
+"""Run in the interpreter by `test_planted.py`: the gate on copies of the kernels with one planted bug each; JSON on stdout.
+
+usage: planted.py KERNELS_FOLDER SCRATCH_FOLDER [MUTANT ...]
+"""
+
+import importlib
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness import verify
+from harness.problem import parse_problem
+
+FORWARD_CONFIGS = (
+    {"block_m": 32, "block_n": 64, "loops": "split", "head_order": "outer"},
+    {"block_m": 64, "block_n": 32, "loops": "single", "head_order": "inner"},
+)
+FORWARD_REST = {
+    "num_warps": 4, "num_stages": 1, "load": "pointer", "masked_stages": 1, "warp_specialize": False, "waves_per_eu": 0,
+}  # fmt: skip
+BACKWARD_CONFIGS = (
+    {"dkdv_block_m": 32, "dkdv_block_n": 64, "dq_block_m": 64, "dq_block_n": 32},
+    {"dkdv_block_m": 64, "dkdv_block_n": 32, "dq_block_m": 32, "dq_block_n": 64},
+)
+BACKWARD_REST = {
+    "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer", "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer",
+    "waves_per_eu": 0,
+}  # fmt: skip
+
+CAUSAL = "b4 h32/8 s4096 d48 fp16 causal"
+WINDOW = "b2 h8/2 s2000 d32 bf16 causal window=256"
+FULL = "b2 h16/4 q1000 k3001 d32 fp16"
+TOP_LEFT = "b2 h8/4 q512 k1024 d32 fp16 causal top-left"
+EVERY = (WINDOW, FULL)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A planted bug: in `file`, `anchor` becomes `planted`, `times` times; wrong for all `problems` under all configs."""
+
+    name: str
+    file: str
+    anchor: str
+    planted: str
+    passes: tuple[str, ...]
+    problems: tuple[str, ...]
+    times: int = 1
+
+
+HEAD_MAP = ("(head // group).to(tl.int64)", "(head % (q_heads // group)).to(tl.int64)")
+MUTANTS = (
+    Mutant("none", "primitives.py", "", "", ("fwd", "bwd"), (CAUSAL, WINDOW, FULL, TOP_LEFT), times=0),
+    Mutant("wrong key head in forward", "flash_fwd.py", *HEAD_MAP, ("fwd",), EVERY),
+    Mutant("wrong key head in dq", "flash_bwd.py", *HEAD_MAP, ("bwd",), EVERY),
+    Mutant(
+        "causal off by one", "primitives.py", "col <= row + (offset + right)", "col < row + (offset + right)",
+        ("fwd", "bwd"), (CAUSAL, WINDOW),
+    ),
+    Mutant(
+        "window off by one", "primitives.py", "col >= row + (offset - left)", "col > row + (offset - left)",
+        ("fwd", "bwd"), (WINDOW,), times=2,
+    ),
+    Mutant(
+        "tail mask missing", "primitives.py", "seen = col < columns", "seen = col >= 0", ("fwd",), (FULL,),
+    ),
+    Mutant(
+        "one block too few", "primitives.py", "last = tl.cdiv(columns, BLOCK)", "last = columns // BLOCK",
+        ("fwd", "bwd"), (FULL,),
+    ),
+    Mutant("accumulator not rescaled", "flash_fwd.py", "acc * shrink[:, None]", "acc", ("fwd",), EVERY),
+    Mutant("sum not rescaled", "flash_fwd.py", "l * shrink + tl.sum(p, 1)", "l + tl.sum(p, 1)", ("fwd",), EVERY),
+    Mutant("lse in log2", "primitives.py", "(tl.where(l > 0, l, 1.0))) * _LOG_2,", "(tl.where(l > 0, l, 1.0))),",
+           ("fwd",), EVERY),
+    Mutant("empty rows divide by zero", "flash_fwd.py", "tl.where(l > 0, l, 1.0)[:, None]", "l[:, None]", ("fwd",), (CAUSAL,)),
+    Mutant("rows beyond the end written", "primitives.py", "inside = (start + row < length)[:, None] & (col < COLS)[None, :]",
+           "inside = (row >= 0)[:, None] & (col < COLS)[None, :]", ("fwd", "bwd"), EVERY),
+    Mutant("dk and dv of the wrong head", "flash_bwd.py", "head = kv_head * group + member", "head = kv_head + member",
+           ("bwd",), EVERY),
+    Mutant("dk and dv of one head of the group", "flash_bwd.py", "for member in tl.range(0, group):",
+           "for member in tl.range(0, 1):", ("bwd",), EVERY),
+    Mutant("dq unscaled", "flash_bwd.py", "dq_sum = dq_sum * natural_scale", "dq_sum = dq_sum", ("bwd",), EVERY),
+    Mutant("dk unscaled", "flash_bwd.py", "dk_sum = dk_sum * natural_scale", "dk_sum = dk_sum", ("bwd",), EVERY),
+    Mutant("delta zero", "flash_bwd.py", "total = tl.sum(o.to(ACC) * do.to(ACC), 1)",
+           "total = tl.sum(o.to(ACC) * do.to(ACC), 1) * 0.0", ("bwd",), EVERY),
+    Mutant("p of an unnormalised row", "flash_bwd.py", "s = s * scale - lse[:, None]", "s = s * scale", ("bwd",), EVERY),
+)  # fmt: skip
+
+
+def plant(mutant: Mutant, kernels: Path, scratch: Path) -> str:
+    """Copy the kernels, plant the bug, and return the name of the copy's package. Fails if the anchor is gone."""
+    package = "planted_" + "".join(letter if letter.isalnum() else "_" for letter in mutant.name)
+    target = scratch / package
+    shutil.copytree(kernels, target, ignore=shutil.ignore_patterns("__pycache__"))
+    if mutant.times:
+        source = (target / mutant.file).read_text()
+        if source.count(mutant.anchor) != mutant.times:
+            raise SystemExit(f"mutant `{mutant.name}`: `{mutant.anchor}` occurs {source.count(mutant.anchor)} times")
+        (target / mutant.file).write_text(source.replace(mutant.anchor, mutant.planted))
+    return package
+
+
+def judge(mutant: Mutant, package: str) -> list[dict[str, str]]:
+    """The verdicts on one mutant, for all its problems and configs."""
+    found = []
+    for pass_ in mutant.passes:
+        kernel = importlib.import_module(f"{package}.flash_{pass_}")
+        configs, rest = (FORWARD_CONFIGS, FORWARD_REST) if pass_ == "fwd" else (BACKWARD_CONFIGS, BACKWARD_REST)
+        for text in mutant.problems:
+            for config in configs:
+                problem = parse_problem(f"{text} {pass_}")
+                verdict = verify.gate(kernel, problem, {**config, **rest}, seed=0, where="interpreter")
+                found.append({
+                    "mutant": mutant.name, "problem": str(problem), "config": str(config), "status": verdict.status,
+                    "detail": verdict.detail,
+                })  # fmt: skip
+    return found
+
+
+def main(kernels: str, scratch: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    sys.path.insert(0, scratch)
+    for mutant in MUTANTS:
+        if not names or mutant.name in names:
+            for line in judge(mutant, plant(mutant, Path(kernels), Path(scratch))):
+                sys.stdout.write(json.dumps(line) + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

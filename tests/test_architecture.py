@@ -1,0 +1,106 @@
+"""The shape of the code: who may import whom, how large a module may grow, what may never be imported by name."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A module imports only from lines above its own; modules of one line may import one another without a cycle.
+LAYERS = (
+    ("errors", "problem", "stats"),
+    ("space", "device", "inputs", "oracle", "bounds", "compare", "workspace", "workload", "sensor"),
+    ("operation", "outcome", "prune", "probe"),
+    ("binary", "flow", "compile", "estimate", "measure", "timing", "verify", "search", "store"),
+    ("worker",),
+    ("tune",),
+    ("champions",),
+    ("documents",),
+    ("report",),
+    ("commands",),
+    ("cli",),
+    ("__main__", "__init__"),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+MODULES = sorted((ROOT / "harness").glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def imported_harness_modules(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported(path) if name.startswith("harness.")} & RANK.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_no_arrow_points_up(path: Path) -> None:
+    assert path.stem in RANK, f"give {path.stem} a layer"
+    for name in imported_harness_modules(path) - {path.stem}:
+        assert RANK[name] <= RANK[path.stem], f"{path.stem} imports {name}, which lies above it"
+
+
+def test_there_is_no_cycle() -> None:
+    arrows = {path.stem: imported_harness_modules(path) - {path.stem} for path in MODULES}
+    done: set[str] = set()
+    while len(done) < len(arrows):
+        ready = {name for name, needs in arrows.items() if name not in done and needs <= done}
+        assert ready, f"a cycle among {sorted(set(arrows) - done)}"
+        done |= ready
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_the_harness_names_no_kernel_and_no_space(path: Path) -> None:
+    assert not {name for name in imported(path) if name.split(".")[0] in ("kernels", "search_spaces")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.stem)
+def test_kernels_need_torch_triton_and_the_standard_library_only(path: Path) -> None:
+    allowed = {"torch", "triton", "collections", "contextlib", "dataclasses", "functools", "math", "typing", "itertools", "os"}
+    absolute = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        )
+    }
+    assert absolute <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.py")), ids=lambda path: path.stem)
+def test_spaces_are_values_about_kernels(path: Path) -> None:
+    from_harness = {name for name in imported(path) if name.startswith("harness")}
+    assert all(name.startswith(("harness.space", "harness.problem", "harness.device")) for name in from_harness)
+    assert not {name for name in imported(path) if name.split(".")[0] in ("torch", "triton", "kernels")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_modules_stay_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_the_environment_is_read_in_one_place(path: Path) -> None:
+    reads = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and ast.unparse(node.value) == "os"
+    ]
+    # The worker sets variables for its children; only the workspace reads any.
+    assert not reads or path.stem in ("workspace", "worker")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_only_compare_says_what_is_close(path: Path) -> None:
+    banned = {"allclose", "isclose", "assert_close", "assert_allclose"}
+    used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not used & banned
