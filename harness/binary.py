@@ -93,8 +93,8 @@ def sass_code(disassembly: str) -> Code:
             continue
         guard, opcode, modifiers, operands = found.groups()
         ends = opcode in _SASS_ENDS
-        # A branch may be conditional through a predicate operand as well as through its guard.
-        conditional = guard is not None or (opcode == "BRA" and re.search(r"U?P\w+\s*,", operands) is not None)
+        # A branch may be conditional by its guard or by an operand before its label (a predicate, divergence).
+        conditional = guard is not None or (opcode == "BRA" and "," in operands)
         instructions.append(
             Instruction(
                 kind=sass_class(opcode, modifiers),
@@ -115,9 +115,9 @@ _SASS_CLASSES: Mapping[str, str] = {
     "F2F": "convert", "F2I": "convert", "I2F": "convert", "FRND": "convert", "F2FP": "convert", "F2IP": "convert",
     "I2I": "convert", "I2FP": "convert", "SHFL": "shuffle", "REDUX": "shuffle", "MOVM": "shuffle", "VOTE": "alu",
     "LDSM": "shared_load", "LDS": "shared_load", "STS": "shared_store", "STSM": "shared_store", "ATOMS": "atomic",
-    "ATOM": "atomic", "ATOMG": "atomic", "RED": "atomic", "UTMAREDG": "tma", "LDGSTS": "async_copy",
-    "LDG": "global_load", "LD": "global_load", "STG": "global_store", "ST": "global_store", "UTMA": "tma",
-    "UBLKCP": "tma", "UBLKPF": "tma", "UBLKRED": "tma", "UTMACMDFLUSH": "wait", "UTMACCTL": "wait",
+    "ATOM": "atomic", "ATOMG": "atomic", "RED": "atomic", "REDG": "atomic", "REDS": "atomic", "UTMAREDG": "tma",
+    "LDGSTS": "async_copy", "LDG": "global_load", "LD": "global_load", "STG": "global_store", "ST": "global_store",
+    "UTMA": "tma", "UBLKCP": "tma", "UBLKPF": "tma", "UBLKRED": "tma", "UTMACMDFLUSH": "wait", "UTMACCTL": "wait",
     "LDL": "local_load", "STL": "local_store", "LDTM": "tensor_memory", "STTM": "tensor_memory",
     "UTCCP": "tensor_memory", "UTCATOMSWS": "tensor_memory", "BAR": "barrier", "SYNCS": "barrier",
     "UCGABAR": "barrier", "UTCBAR": "barrier", "MEMBAR": "barrier", "FENCE": "barrier", "WARPSYNC": "other",

@@ -94,9 +94,7 @@ class Expectation:
     def exact(self, name: str, dtype: torch.dtype) -> "Expectation":
         """The same, but output `name` must equal the truth rounded to `dtype`, bit for bit but for the sign of zero."""
         truth = self.truth[name].to(dtype).double()
-        return replace(
-            self, truth={**self.truth, name: truth}, bounds={**self.bounds, name: torch.zeros_like(truth)}
-        )
+        return replace(self, truth={**self.truth, name: truth}, bounds={**self.bounds, name: torch.zeros_like(truth)})
 
 
 def expect_forward(

@@ -5,13 +5,14 @@ valid). An error reads `error: ...`, a blank line, `hint: ...`; a traceback appe
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from harness import __version__
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, MachineError, UsageError
 
 INTERRUPTED = 130
 
@@ -87,6 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _explain(error)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if verbose:
+            traceback.print_exc()
+        named = f" {error.filename}" if error.filename else ""
+        hint = "every finished trial is in the journal; mend this and run the same command again"
+        _explain(MachineError(f"the machine refused{named}: {error.strerror or error}", hint=hint))
+        return MachineError.exit_code
 
 
 def _dispatch(options: argparse.Namespace) -> int:

@@ -71,7 +71,7 @@ def judge(outputs: "Mapping[str, Tensor]", expected: "Expectation", *, case: str
 
     `case` says in words what was run. An output without elements gives no check, so nothing compared can pass nothing.
     NaN is never close. An infinite truth asks for the same infinity. Where the truth within its bound is too large for the
-    dtype of the output, the infinity of its sign is right as well. An element whose bound is not a number or infinite
+    dtype of the output, the infinity of its sign is right as well. An element whose bound is negative or not finite
     cannot be judged, and fails with `ratio` NaN. Raises `BugError` if an output is missing, has another shape, or is the
     very memory that it would be compared with.
     """
@@ -85,7 +85,7 @@ def judge(outputs: "Mapping[str, Tensor]", expected: "Expectation", *, case: str
 
 def status_of(checks: Sequence[OutputCheck]) -> Status:
     """What the checks say together: nothing or an unusable bound is unknown, one element out of bounds is wrong."""
-    if any(not check.ratio <= 1 and math.isfinite(check.bound) for check in checks):
+    if any(not check.ratio <= 1 and _usable(check.bound) for check in checks):
         return "wrong"
     if not checks or not all(check.ratio <= 1 and check.elements > 0 for check in checks):
         return "unknown"
@@ -94,7 +94,7 @@ def status_of(checks: Sequence[OutputCheck]) -> Status:
 
 def worst(checks: Sequence[OutputCheck]) -> OutputCheck:
     """The check with the greatest ratio, NaN before all. Needs at least one check."""
-    return max(checks, key=lambda check: math.inf if math.isnan(check.ratio) else check.ratio)
+    return max(checks, key=lambda check: (math.isnan(check.ratio), check.ratio))
 
 
 def sentence(check: OutputCheck) -> str:
@@ -118,7 +118,7 @@ def _check(name: str, output: "Tensor", expected: "Expectation", case: str) -> O
         else same
     )
     error = (found - truth).abs().masked_fill(same | too_large, 0.0)
-    ratio = (error / bound).masked_fill(error == 0, 0.0).masked_fill(~bound.isfinite(), math.nan)
+    ratio = (error / bound).masked_fill(error == 0, 0.0).masked_fill(~(bound.isfinite() & (bound >= 0)), math.nan)
     flat = int(ratio.nan_to_num(nan=math.inf, posinf=1e300).argmax())
     index = []
     for size in reversed(output.shape):
@@ -145,8 +145,12 @@ def _refuse_misuse(name: str, output: "Tensor", truth: "Tensor", bound: "Tensor"
             raise BugError(f"`{name}` is compared with itself")
 
 
+def _usable(bound: float) -> bool:
+    return math.isfinite(bound) and bound >= 0
+
+
 def _remark(found: float, truth: float, bound: float) -> str:
-    if not math.isfinite(bound):
+    if not _usable(bound):
         return f"cannot be judged: its bound is {bound}"
     if math.isnan(found):
         return f"is NaN, where {truth:.6g} is right"

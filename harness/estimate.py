@@ -58,8 +58,10 @@ SHUFFLE_LANES = 32
 SHARED_BYTES_PER_CLOCK = 128
 # Chosen: bytes of one lane of a load or copy; Triton vectorises tiles to 128 bits wherever alignment allows.
 LANE_BYTES = 16
-# Chosen: pipe clocks of one spill access of a warp: one for its 128 bytes, one for the stall it tends to bring.
-SPILL_CLOCKS = 2.0
+# Chosen: clocks that a warp stands still for one spill access: latency of L1 about 33, four in flight.
+SPILL_CLOCKS = 8.0
+# Physical: clocks of a warp's access to 32 columns of tensor memory, which gives 2 KiB in a clock.
+TENSOR_MEMORY_CLOCKS = 2.0
 # Physical: issue slots of a multiprocessor in a clock: one per scheduler on NVIDIA, one vector instruction on CDNA.
 ISSUE_SLOTS: Mapping[str, int] = {"cuda": 4, "hip": 1}
 # Physical: L2 bytes in a clock for each multiprocessor when all read: 5.5 to 7 TB/s are measured on H100.
@@ -301,6 +303,7 @@ def _waiting(counts: Mapping[str, int], vendor: str) -> float:
         WAIT_CLOCKS[vendor] * counts.get("wait", 0)
         + BARRIER_CLOCKS * counts.get("barrier", 0)
         + SHUFFLE_CLOCKS * counts.get("shuffle", 0)
+        + SPILL_CLOCKS * (counts.get("local_load", 0) + counts.get("local_store", 0))
     )
 
 
@@ -309,7 +312,6 @@ def _demand(counts: Mapping[str, float], flops: float, problem: Problem, device:
     lanes = device.warp_size
     moves = lanes * LANE_BYTES / SHARED_BYTES_PER_CLOCK
     touches = counts.get("shared_load", 0) + counts.get("shared_store", 0) + counts.get("async_copy", 0)
-    spills = counts.get("local_load", 0) + counts.get("local_store", 0)
     scalar = ("uniform", "branch", "wait", "other") if device.vendor == "hip" else ()
     issued = sum(number for kind, number in counts.items() if kind not in scalar)
     return _Demand(
@@ -318,7 +320,7 @@ def _demand(counts: Mapping[str, float], flops: float, problem: Problem, device:
         fma=counts.get("fma", 0) * lanes / device.fma_per_clock,
         alu=(counts.get("alu", 0) + counts.get("convert", 0)) * lanes / INTEGER_LANES
         + counts.get("shuffle", 0) * lanes / SHUFFLE_LANES,
-        shared=touches * moves + spills * SPILL_CLOCKS + counts.get("tensor_memory", 0) * SPILL_CLOCKS,
+        shared=touches * moves + counts.get("tensor_memory", 0) * TENSOR_MEMORY_CLOCKS,
         issue=issued / ISSUE_SLOTS[device.vendor],
     )
 

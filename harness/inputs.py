@@ -83,7 +83,7 @@ class Guarded:
         differing = self.storage != self.pristine
         reachable(differing, self.view).fill_(False)
         found = differing.nonzero()
-        return int(found[0]) - self.view.storage_offset() if len(found) else None
+        return int(found[0]) - int(self.view.storage_offset()) if len(found) else None
 
     def unwritten(self) -> Tensor:
         """Which elements still hold, bit for bit, what was there before; shape of the view."""
@@ -94,9 +94,7 @@ class Guarded:
 
 def reachable(storage: Tensor, view: Tensor) -> Tensor:
     """The elements of `storage` that `view` can reach, each once: stride-0 axes are taken as one element."""
-    shape = [
-        min(size, 1) if stride == 0 else size for size, stride in zip(view.shape, view.stride(), strict=True)
-    ]
+    shape = [min(size, 1) if stride == 0 else size for size, stride in zip(view.shape, view.stride(), strict=True)]
     return storage.as_strided(shape, view.stride(), view.storage_offset())
 
 
@@ -111,7 +109,13 @@ def place(name: str, values: Tensor, placement: Placement, *, device: str = "cpu
 
 
 def unwritten(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: Placement, *, device: str = "cpu", large: bool = False
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    placement: Placement,
+    *,
+    device: str = "cpu",
+    large: bool = False,
 ) -> Guarded:
     """An output or workspace between guards, filled with NaN, or with a large number if `large`."""
     found = _allocate(name, shape, dtype, placement)
@@ -131,7 +135,9 @@ def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: 
         step *= max(shape[axis], 1)
         if axis == placement.order[-1]:
             step += placement.row_padding
-    footprint = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if math.prod(shape) else 0
+    footprint = (
+        1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if math.prod(shape) else 0
+    )
     row = strides[-2] if len(shape) > 1 else 1
     guard = -(-min(_GUARD_ROWS * max(row, 1), _GUARD_LIMIT) // _ALIGNMENT) * _ALIGNMENT
     storage = torch.full((guard + placement.shift + footprint + guard,), _GUARD[dtype], dtype=_BITS[dtype])
@@ -142,9 +148,7 @@ def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: 
 def _sealed(found: Guarded, device: str) -> Guarded:
     """Move to `device`, strides and all, and remember the bits."""
     storage = found.storage.to(device)
-    view = storage.view(found.view.dtype).as_strided(
-        found.view.shape, found.view.stride(), found.view.storage_offset()
-    )
+    view = storage.view(found.view.dtype).as_strided(found.view.shape, found.view.stride(), found.view.storage_offset())
     pristine = None if storage.is_meta else storage.clone()
     return Guarded(name=found.name, view=view, storage=storage, pristine=pristine)
 
@@ -215,7 +219,9 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("outliers", "a few rows are ten times as large as the others", _outliers),
         Recipe("constant_rows", "ties everywhere and values of one sign", _constant_rows, structured=True),
         Recipe("integers", "exact products, many ties", _integers, structured=True),
-        Recipe("counting", "reads the mask back: the output counts the keys that were seen", _counting, structured=True),
+        Recipe(
+            "counting", "reads the mask back: the output counts the keys that were seen", _counting, structured=True
+        ),
     )
 }
 

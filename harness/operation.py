@@ -45,9 +45,7 @@ def shapes(problem: Problem) -> dict[str, tuple[tuple[int, ...], str]]:
         "q": like_q, "k": like_k, "v": like_v, "out": like_out, "lse": queries, "dout": like_out,
         "dq": like_q, "dk": like_k, "dv": like_v,
     }  # fmt: skip
-    return {
-        name: (every[name], "fp32" if name == "lse" else problem.dtype) for name in operation_for(problem).tensors
-    }
+    return {name: (every[name], "fp32" if name == "lse" else problem.dtype) for name in operation_for(problem).tensors}
 
 
 def problem_keywords(problem: Problem) -> Mapping[str, Any]:

@@ -119,9 +119,7 @@ def backward(problem: Problem, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     return results
 
 
-def empty_results(
-    problem: Problem, names: tuple[str, ...], *, device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
+def empty_results(problem: Problem, names: tuple[str, ...], *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Zero fp64 tensors in the shapes of out, lse, dq, dk, dv."""
     queries, keys = (problem.batch, problem.q_heads, problem.q_len), (problem.batch, problem.kv_heads, problem.kv_len)
     shapes = {

@@ -196,7 +196,12 @@ def _read_word(word: str, text: str) -> dict[str, Any]:
         return dict(zip(names, (first, second), strict=True))
     length = re.fullmatch(r"([bsqk])(\d+)", word)
     if length:
-        named: Mapping[str, tuple[str, ...]] = {"b": ("batch",), "s": ("q_len", "kv_len"), "q": ("q_len",), "k": ("kv_len",)}
+        named: Mapping[str, tuple[str, ...]] = {
+            "b": ("batch",),
+            "s": ("q_len", "kv_len"),
+            "q": ("q_len",),
+            "k": ("kv_len",),
+        }
         return dict.fromkeys(named[length[1]], int(length[2]))
     if word in DTYPE_BYTES:
         return {"dtype": word}

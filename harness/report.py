@@ -4,6 +4,7 @@ Refuses to decide anything: it shows what others found. Colour only repeats what
 a measurement is never printed without the word *estimated* beside it.
 """
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -35,6 +36,7 @@ from harness.space import Census, Space
 from harness.tune import Settled, Tried
 
 _LABEL = 24
+_WIDTH = 100
 
 FAILURES = {
     "pruned": "pruned",
@@ -88,8 +90,9 @@ def heading(kernel: str, device: DeviceFacts, mode: Mode, problems: Sequence[Pro
 def space_line(problem: Problem, space: Space) -> str:
     """One line on a problem's space: its size, what is legal, what each rule removed."""
     census = space.census
-    removed = "   ".join(f"{name} −{count:,}" for name, count in census.pruned.items() if count)
-    return f"{problem}\n  {census.size:,} configs, {census.legal:,} legal" + (f"   {removed}" if removed else "")
+    removed = ", ".join(f"{name}\u00a0−{count:,}" for name, count in census.pruned.items() if count)
+    counted = f"{census.size:,} configs, {census.legal:,} legal"
+    return f"{problem}\n" + wrapped(counted + (f" ({removed})" if removed else ""), first="  ").rstrip()
 
 
 class Bar:
@@ -137,9 +140,18 @@ def settled_lines(settled: Settled, mode: Mode) -> Text:
             text.append(f"  {failure.count} × {failure.reason}\n")
         return text
     for label, value in _number_lines(settled, mode) + _evidence_lines(settled, mode):
-        text.append(f"  {label + ':':<{_LABEL}}")
-        text.append(value + "\n")
+        text.append(wrapped(value, first=f"  {label + ':':<{_LABEL}}"))
     return text
+
+
+def wrapped(text: str, *, first: str) -> str:
+    """`text` behind `first`, broken between words at 100 columns, its further lines indented as far."""
+    kept = text.replace(" ± ", "\u00a0±\u00a0")
+    lines = textwrap.wrap(
+        kept, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_long_words=False,
+        break_on_hyphens=False, drop_whitespace=True, replace_whitespace=False,
+    )  # fmt: skip
+    return "".join(line.replace("\u00a0", " ") + "\n" for line in lines or [first.rstrip()])
 
 
 def _number_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
@@ -174,22 +186,19 @@ def _champion_times(settled: Settled) -> tuple[float, ...]:
 def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
     champion = settled.champion
     assert champion is not None
-    lines = [("Config", " ".join(f"{name}={value}" for name, value in champion.config.items()))]
+    # A parameter that has one value on this device says nothing to a reader; the documents keep it.
+    varied = {param.name for param in settled.space.params if len(param.values) > 1}
+    lines = [("Config", " ".join(f"{name}={value}" for name, value in champion.config.items() if name in varied))]
     lines.append(("Against default", _against_default(settled, mode)))
     outcome = champion.outcome
     verdict = getattr(outcome, "verdict", None)
     if verdict is not None:
         worst = max(check.ratio for check in verdict.checks)
-        blind = f", blind to {', '.join(verdict.blind_to)}" if verdict.blind_to else ""
-        lines.append(
-            (
-                "Verdict",
-                (
-                    f"{verdict.status} on {plural(len(verdict.cases), 'case')} ({verdict.where}{blind}); "
-                    f"worst error {three_digits(worst)} of its bound"
-                ),
-            )
-        )
+        cases = f"{verdict.status} {plural(len(verdict.cases), 'case')} "
+        place = "in Triton's interpreter" if verdict.where == "interpreter" else "on the device"
+        lines.append(("Verdict", f"{cases}{place}, worst error {three_digits(worst)} of its bound"))
+        if verdict.blind_to:
+            lines.append(("Not seen by the judge", ", ".join(verdict.blind_to)))
     return lines
 
 
@@ -207,8 +216,9 @@ def _against_default(settled: Settled, mode: Mode) -> str:
     if found is not None and found.ratio is not None and found.interval is not None:
         low, high = 1 / found.interval.high, 1 / found.interval.low
         return f"{times(1 / found.ratio)} faster  (95 % interval {three_digits(low)} … {three_digits(high)})"
-    word = "by estimate" if mode == "estimated" else ""
-    return f"{times(before / settled.value_ms)} {word} (default: {three_digits(before)} ms {mode})"
+    faster = f"{times(before / settled.value_ms)} faster"
+    word = " by estimate" if mode == "estimated" else ""
+    return f"{faster}{word}  (default: {three_digits(before)} ms {mode})"
 
 
 def summary_lines(settled: Sequence[Settled], journal: str, saved: str | None, mode: Mode) -> Text:

@@ -165,16 +165,19 @@ def _similar(problem: Problem, blocks: _Blocks) -> Problem:
     A window side keeps at least two tiles, so that a tile inside it needs no mask, and lengths reach a tile beyond it.
     """
     span = blocks.span
-    whole = (problem.window_left, problem.right, 0)
-    beyond = [None, None, 0]
-    for position, bound in enumerate(whole[:2]):
-        beyond[position] = None if bound is None else _shortened(bound, 2 * span - 1, span)
-    reach = max(side or 0 for side in beyond)
+    left, right = (
+        None if side is None else _shortened(side, 2 * span - 1, span) for side in (problem.window_left, problem.right)
+    )
+    reach = max(left or 0, right or 0)
     least = reach + span if reach else span + 1
     q_len = _shortened(problem.q_len, least if problem.banded else 1, span)
     kv_len = _shortened(problem.kv_len, least, span)
-    right = None if problem.causal else beyond[1]
-    return problem.replace(q_len=q_len, kv_len=kv_len, window_left=beyond[0], window_right=right)
+    # What is longer stays longer, so that the diagonal begins on the same side.
+    if problem.q_len < problem.kv_len and q_len >= kv_len:
+        kv_len += span
+    if problem.q_len > problem.kv_len and q_len <= kv_len:
+        q_len += span
+    return problem.replace(q_len=q_len, kv_len=kv_len, window_left=left, window_right=None if problem.causal else right)
 
 
 def _shortened(length: int, least: int, span: int) -> int:
@@ -234,7 +237,9 @@ class _Answer:
         for tensor in (*self.made, *self.scratch):
             distance = tensor.stray_write()
             if distance is not None:
-                found.append(f"memory {distance:+d} elements from the start of {tensor.name} of `{case}` was written to")
+                found.append(
+                    f"memory {distance:+d} elements from the start of {tensor.name} of `{case}` was written to"
+                )
         if not self.ran:
             found.append(f"nothing was launched for `{case}`")
         for output in self.made:
@@ -270,9 +275,7 @@ def _answer(kernel: Kernel, question: _Question, config: Mapping[str, Value], *,
         launch.run()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
-    return _Answer(
-        question=question, given=tuple(given), made=tuple(made), scratch=tuple(scratch), ran=len(launches)
-    )
+    return _Answer(question=question, given=tuple(given), made=tuple(made), scratch=tuple(scratch), ran=len(launches))
 
 
 def _differences(first: _Answer, second: _Answer) -> list[str]:

@@ -36,16 +36,16 @@ _LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
-def rounded(x, DTYPE: tl.constexpr):
-    """x to DTYPE, to nearest even."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+def rounded(x, dtype: tl.constexpr):
+    """x to dtype, to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:
         # The interpreter would truncate; compiled code never comes here.
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         nearest = tl.where(x != x, 0x7FC0, nearest)
         result = nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        result = x.to(DTYPE)
+        result = x.to(dtype)
     return result
 
 

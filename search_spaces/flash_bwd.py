@@ -110,18 +110,18 @@ def _default_tiles(
     widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
     if problem.dtype == "fp32":
         return ((16, 32, 4, 1), (32, 16, 4, 1)) if widest <= 128 else ((16, 32, 8, 1), (32, 16, 8, 1))
+    narrow = min(_padded(problem.head_dim), _padded(problem.v_head_dim)) <= 128
     if device.vendor != "cuda":
         return ((32, 64, 4, 1), (64, 32, 4, 1)) if widest <= 128 else ((16, 32, 4, 1), (32, 16, 4, 1))
     if device.compute_capability >= 90:
         if widest <= 64:
             return (64, 128, 8, 2), (128, 64, 8, 2)
         if widest <= 128:
-            return (32, 128, 8, 2), (128, 64, 8, 2)
-        narrow = min(_padded(problem.head_dim), _padded(problem.v_head_dim)) <= 128
+            return (32 if device.compute_capability < 100 else 64, 128, 8, 2), (128, 64, 8, 2)
         return (32 if narrow else 16, 64, 8, 2), (64, 32, 8, 2)
     if widest <= 64:
         return (32, 128, 8, 2), (128, 32, 8, 2)
-    return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 32, 8, 1), (64, 16, 8, 1))
+    return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 64 if narrow else 32, 8, 1), (64, 16, 8, 1))
 
 
 def _padded(head_dim: int) -> int:

@@ -142,7 +142,8 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
     if device.vendor != "cuda":
         return (128, 64, 4, 1) if widest <= 64 else (128, 32, 4, 1) if widest <= 128 else (64, 32, 4, 1)
     if device.compute_capability >= 90:
-        return (128, 64, 8, 3) if widest <= 128 else (128, 32, 8, 2)
+        uneven = problem.head_dim != problem.v_head_dim and device.compute_capability >= 100
+        return (128, 128, 8, 2) if widest <= 128 else (128, 64, 8, 3 if uneven else 2)
     return (128, 64, 8, 2) if widest <= 64 else (128, 32, 8, 2) if widest <= 128 else (64, 32, 8, 2)
 
 

@@ -46,7 +46,8 @@ class Desk:
         return code, said.out, said.err
 
     def tune(self, *argv: str, kernel: str = "flash_fwd") -> dict:
-        code, out, err = self.run("tune", kernel, "--problem", PROBLEM, "--budget", "12", "--json", *argv)
+        budget = () if "--budget" in argv else ("--budget", "12")
+        code, out, err = self.run("tune", kernel, "--problem", PROBLEM, *budget, "--json", *argv)
         assert code == 0, err
         document = json.loads(out)
         jsonschema.validate(document, documents.json_schema("tune"))
@@ -260,3 +261,19 @@ def test_a_journal_in_use_is_refused(desk: Desk) -> None:
     held.close()
     assert code == 3
     assert "is being written by another tune" in err
+
+
+def test_a_disk_that_is_full_anywhere_is_said_and_the_journal_is_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.tune("--budget", "4")
+
+    def full(self, *arguments):
+        raise OSError(28, "No space left on device", "study.optuna.log")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("optuna.storages.journal.JournalFileBackend.append_logs", full)
+        code, _, err = desk.run("tune", "flash_fwd", "--problem", PROBLEM, "--budget", "12")
+    assert code == 3
+    assert "error: the machine refused study.optuna.log: No space left on device" in err
+    assert "hint: every finished trial is in the journal" in err
+    desk.tune()
+    assert desk.runners[-1].calls["compile"] == 8

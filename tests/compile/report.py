@@ -68,7 +68,8 @@ def main() -> None:
     found = []
     for job in json.loads(sys.argv[1]):
         kernel = load(job["path"])
-        outcome = compile_candidate(kernel, parse_problem(job["problem"]), Config(job["config"]), find_target(job["target"]))
+        problem, config = parse_problem(job["problem"]), Config(job["config"])
+        outcome = compile_candidate(kernel, problem, config, find_target(job["target"]))
         entry = {"outcome": _OUTCOME.dump_python(outcome, mode="json"), "kind": type(outcome).__name__}
         if job.get("on_cpu"):
             arch = find_target(job["target"])

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = Path(__file__).with_name("small_attention.py")
 REFUSING = Path(__file__).with_name("refusing.py")
 PROBLEM = "b2 h4 s512 d64 bf16"
-CONFIG = {"block_m": 64, "block_n": 64, "num_warps": 4, "num_stages": 2}
+CONFIG = {"block_m": 128, "block_n": 64, "num_warps": 4, "num_stages": 2}
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
@@ -48,7 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(cache: Path) -> list[dict[str, Any]]:
     """One process: every target, then what should change the code, then what should not, then a repetition."""
     jobs = [job(target) for target in TARGETS]
-    jobs += [job(block_n=32), job(problem="b2 h4 s512 d64 fp16"), job(problem="b2 h4 s520 d64 bf16")]
+    jobs += [job(block_n=32), job(problem="b2 h4 s512 d64 fp16")]
     jobs += [job(problem="b3 h8 s1024 d64 bf16") | {"on_cpu": True}, job()]
     return compiled(jobs, cache)
 
@@ -59,14 +59,14 @@ def test_a_binary_of_every_target_can_be_read(first: list[dict[str, Any]], place
     assert binary["kernel"] == "small_forward"
     assert 32 <= binary["registers"] <= 512
     assert binary["warps"] == 4
-    assert binary["shared_bytes"] >= 2 * 64 * 64 * 2
+    assert binary["shared_bytes"] >= 128 * 64 * 2
     assert not binary["specialized"]
     (loop,) = binary["loops"]
-    # One warp of four does a quarter of the two products of a 64x64 tile; tcgen05 does not say.
-    assert loop["matrix_flops"] == (0 if target == "sm_100" else 2 * 2 * 64 * 64 * 64 // 4)
+    # One warp of four does a quarter of the two products of a 128x64 tile; tcgen05 does not say.
+    assert loop["matrix_flops"] == (0 if target == "sm_100" else 2 * 2 * 128 * 64 * 64 // 4)
     assert loop["instructions"]["matrix"] > 0
-    # 64x64 exponentials over 128 (on AMD 256) threads, and one or two to rescale each row.
-    exponentials = 64 * 64 // (256 if target == "gfx942" else 128)
+    # 128x64 exponentials over 128 (on AMD 256) threads, and a few to rescale each row.
+    exponentials = 128 * 64 // (256 if target == "gfx942" else 128)
     assert exponentials <= loop["instructions"]["special"] <= exponentials + 4
     assert loop["instructions"]["barrier"] > 0
     assert sum(loop["instructions"].values()) < sum(binary["instructions"].values())
@@ -75,22 +75,24 @@ def test_a_binary_of_every_target_can_be_read(first: list[dict[str, Any]], place
 
 
 def test_targets_and_configs_have_different_code(first: list[dict[str, Any]]) -> None:
-    hashes = [the_hash(entry) for entry in first[:7]]
-    assert len(set(hashes)) == 7
+    hashes = [the_hash(entry) for entry in first[:6]]
+    assert len(set(hashes)) == 6
 
 
 def test_run_time_values_do_not_change_the_code_and_cost_nothing(first: list[dict[str, Any]]) -> None:
-    larger, again = first[7], first[8]
+    larger, again = first[6], first[7]
     assert the_hash(larger) == the_hash(again) == the_hash(first[1])
     assert first[1]["outcome"]["compile_ms"] > 0
     assert larger["outcome"]["compile_ms"] == again["outcome"]["compile_ms"] == 0
 
 
 def test_a_launch_on_present_tensors_finds_the_code_of_absent_ones(first: list[dict[str, Any]]) -> None:
-    assert first[7]["held"] == 1
+    assert first[6]["held"] == 1
 
 
-def test_a_fresh_process_with_another_file_name_gives_the_same_code(first: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_fresh_process_with_another_file_name_gives_the_same_code(
+    first: list[dict[str, Any]], tmp_path: Path
+) -> None:
     moved = tmp_path / "moved_attention.py"
     moved.write_text("# Other line numbers.\n\n" + SMALL.read_text())
     (entry,) = compiled([job(path=moved)], tmp_path / "cache")
@@ -105,8 +107,8 @@ def test_a_fresh_process_finds_the_code_in_the_cache(first: list[dict[str, Any]]
 
 
 def test_what_the_compiler_refuses_is_a_value(tmp_path: Path) -> None:
-    jobs = [job(block_n=48), *(job(path=REFUSING) | {"config": {"raises": name}} for name in ("passes", "ptxas", "resources"))]
-    found = compiled(jobs, tmp_path)
+    jobs = [job(path=REFUSING) | {"config": {"raises": name}} for name in ("passes", "ptxas", "resources")]
+    found = compiled([job(block_n=48), *jobs], tmp_path)
     assert [entry["kind"] for entry in found] == ["CompileFailed"] * 4
     reasons = [entry["outcome"]["reason"] for entry in found]
     assert "power of 2" in reasons[0]
