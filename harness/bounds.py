@@ -34,9 +34,10 @@ class RoundingContract:
     to zero in their format, `largest` the largest finite one. `operand` is the unit roundoff with which P and dS enter a
     second matrix product (0: they stay fp32). `product` is the relative error of one product inside a matrix product
     (tf32), `accumulate` the unit roundoff of sums, `truncation` the part of their roundings that has one direction (matrix
-    units truncate once in 8 to 16 products: Fasi et al. 2021, Khattak and Mikaitis 2025), `exponential` the relative error of exp2 with its argument exact.
-    `key_block` is the number of keys between two rescalings of the accumulator. `chained`: a backward pass was given the
-    out and lse of a forward kernel under the same contract; otherwise the exact ones, rounded to storage and to fp32.
+    units truncate once in 8 to 16 products: Fasi et al. 2021, Khattak and Mikaitis 2025), `exponential` the relative error
+    of exp2 with its argument exact. `key_block` is the number of keys between two rescalings of the accumulator.
+    `chained`: a backward pass was given the out and lse of a forward kernel under the same contract; otherwise the exact
+    ones, rounded to storage and to fp32.
     """
 
     storage: float

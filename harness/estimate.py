@@ -8,11 +8,12 @@ steps of every program. From the device: rates per clock. Nothing else, so it wo
 contract.
 
 How. One iteration makes demands on pipes: matrix units, special functions, fp32 units, integer units, shared memory,
-and issue slots. The vector pipes (all but matrix) of the blocks that share a multiprocessor overlap as `hidden` says,
-by the warps of a scheduler; matrix work, vector work and waiting overlap likewise, by the streams that are independent
-of each other: blocks for wgmma and tcgen05 (a barrier in each step keeps the warps of a block together), consumer
-groups where warps are specialized, sets of four warps for mma.sync and mfma. Loads from memory that are not issued
-ahead, or not far enough ahead, expose their latency. Cache and memory bandwidth bound the result from below. Programs
+and issue slots. Matrix units and the shared memory that feeds them run in step, at the pace of the slower: a product.
+The vector pipes (special, fp32, integer) of the blocks that share a multiprocessor overlap as `hidden` says, by the
+warps of a scheduler; products, vector work and waiting overlap likewise, by the streams that are independent of each
+other: blocks for wgmma and tcgen05 (a barrier in each step keeps the warps of a block together), consumer groups where
+warps are specialized, sets of four warps for mma.sync and mfma. Loads from memory that are not issued ahead, or not far
+enough ahead, expose their latency, and spills theirs. Cache and memory bandwidth bound the result from below. Programs
 are then placed in launch order, each on the first free slot, so waves, tails and the imbalance of a causal mask appear.
 Launches add up.
 
@@ -35,11 +36,14 @@ from harness.prune import blocks_per_multiprocessor
 
 MODEL = "pipes-1"
 
-# ---- Constants. "Physical" ones are published or measured by others; "chosen" ones are round numbers that nobody
-# fitted.
+# ---- Constants. "Physical" ones are published or measured by others, "chosen" ones are round numbers. Nothing was
+# fitted by a program, but these were settled with published attention figures in view (plain Triton on H100 and A100):
+# the value for sm_90 within its reported range, DEPENDENCE, SHUFFLE_CLOCKS, LOADS_IN_TURN, and that products and their
+# loads run in step.
 
 # Physical: share of the published matrix rate that large matrix products really reach under power limits: 650 to 790 of
-# 989 reported on H100 and H200, 275 of 312 on A100, 160 of 165 on RTX 4090, 1650 of 2250 on B200, 750 of 1307 on MI300X.
+# 989 reported on H100 and H200. Of the others (275 of 312 on A100, 160 of 165 on RTX 4090, 1650 of 2250 on B200, 750 of
+# 1307 on MI300X) no source was checked: good to about a tenth.
 MATRIX_SUSTAINED: Mapping[str, float] = {"sm_80": 0.88, "sm_89": 0.95, "sm_90": 0.75, "sm_100": 0.74, "gfx942": 0.57}
 # Chosen for architectures that nobody described above.
 MATRIX_SUSTAINED_ELSEWHERE = 0.8
@@ -337,8 +341,8 @@ def _matrix_clocks(instructions: float, flops: float, problem: Problem, device: 
     each = flops / instructions
     if each <= MMA_SYNC_FLOPS:
         return flops / (rate * HOPPER_MMA_SYNC)
-    # wgmma reads its columns (32 bytes each) from shared memory for every group of four warps, and its 64 rows too (unless
-    # they are in registers, which a count does not tell): products with few columns are bound by that.
+    # wgmma reads its columns (32 bytes each) from shared memory for every group of four warps, and its 64 rows too
+    # (unless they are in registers, which a count does not tell): products with few columns are bound by that.
     columns = each / 512
     groups = instructions / 4
     return max(flops / rate, groups * (columns + 64) * 32 / SHARED_BYTES_PER_CLOCK)

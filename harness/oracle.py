@@ -75,8 +75,8 @@ def visible_keys(problem: Problem, queries: slice, *, device: torch.device | str
 
 def rows(problem: Problem, tensors: Mapping[str, Tensor], *, limit: int = _BLOCK_ELEMENTS) -> Iterator[Rows]:
     """Walk over all softmax rows of `problem`, at most `limit` scores (or one row) at a time. Needs q, k and v."""
-    q, k, v = (tensors[name].flatten(0, 1) for name in ("q", "k", "v"))
-    head = torch.arange(problem.batch * problem.q_heads, device=q.device)
+    flat = {name: tensors[name].flatten(0, 1) for name in ("q", "k", "v")}
+    head = torch.arange(problem.batch * problem.q_heads, device=tensors["q"].device)
     kv = head // problem.q_heads * problem.kv_heads + head % problem.q_heads // problem.group
     row_elements = max(problem.kv_len, 1)
     queries_at_once = max(1, min(problem.q_len, limit // row_elements))
@@ -85,7 +85,7 @@ def rows(problem: Problem, tensors: Mapping[str, Tensor], *, limit: int = _BLOCK
         heads = slice(first_head, min(first_head + heads_at_once, len(head)))
         for first in range(0, problem.q_len, queries_at_once):
             queries = slice(first, min(first + queries_at_once, problem.q_len))
-            yield _rows(problem, q[heads, queries], k[kv[heads]], v[kv[heads]], heads, queries, kv[heads])
+            yield _rows(problem, flat, heads, queries, kv[heads])
 
 
 def slopes(block: Rows, dout: Tensor) -> Slopes:
@@ -132,8 +132,8 @@ def empty_results(problem: Problem, names: tuple[str, ...], *, device: torch.dev
     return {name: torch.zeros(shapes[name], dtype=torch.float64, device=device) for name in names}
 
 
-def _rows(problem: Problem, q: Tensor, k: Tensor, v: Tensor, heads: slice, queries: slice, kv: Tensor) -> Rows:
-    q, k, v = q.double(), k.double(), v.double()
+def _rows(problem: Problem, flat: Mapping[str, Tensor], heads: slice, queries: slice, kv: Tensor) -> Rows:
+    q, k, v = flat["q"][heads, queries].double(), flat["k"][kv].double(), flat["v"][kv].double()
     visible = visible_keys(problem, queries, device=q.device)
     scores = (problem.softmax_scale * q @ k.mT).masked_fill(~visible, -math.inf)
     lowest = scores.new_full((*scores.shape[:2], 1), -math.inf)

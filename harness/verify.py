@@ -107,8 +107,12 @@ def gate(
     """Ask `kernel` under `config` every case of `gate_cases`, and judge.
 
     Each case runs on guarded inputs and poisoned outputs and workspaces, then again in fresh memory with another poison
-    (in the interpreter, which has no races, only *ragged*), and must give the same bits. "wrong" if an output exceeds its bound, an element was not written, an input or a guard was
-    written to; else "flaky" if two runs differ; "unknown" if nothing could be compared. What the kernel raises, passes.
+    (in the interpreter, which has no races, only *ragged*), and must give the same bits. The status is "wrong" if an
+    output exceeds its bound, an element was not written, an input or a guard was written to; else "flaky" if two runs
+    differ; "unknown" if nothing could be compared. What the kernel raises reaches the caller.
+
+    A backward kernel is given the exact out and lse, rounded to the dtype and to fp32: what an ideal forward pass hands
+    over, so that a fault of the forward kernel cannot be taken for one of the backward kernel, nor hide one.
     """
     cases = gate_cases(problem, config)
     contract = bounds.contract_for(problem.dtype, key_block=_blocks(config).least_keys)

@@ -158,7 +158,7 @@ class ProcessRunner:
                 "TRITON_CACHE_DIR": str(self.cache),
             }
             # Two children on two cores are faster than four that each believe to have two.
-            environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
             cap = 0 if name == "device" else self.limits.memory_bytes
             self._pools[name] = ProcessPool(
                 max_workers=1 if name == "device" else self.jobs,

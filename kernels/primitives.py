@@ -155,7 +155,8 @@ def band_blocks(
         last = tl.minimum(last, tl.cdiv(tl.maximum(last_row + offset + right + 1, 0), BLOCK))
         plain_last = tl.minimum(plain_last, tl.maximum(first_row + offset + right + 1, 0) // BLOCK)
     if HAS_LEFT:
-        first = tl.minimum(tl.maximum(first_row + offset - left, 0) // BLOCK, last)
+        lowest = tl.maximum(first_row + offset - left, 0)
+        first = tl.where(lowest < columns, tl.minimum(lowest // BLOCK, last), last)
         plain_first = tl.cdiv(tl.maximum(last_row + offset - left, 0), BLOCK)
         plain_first = tl.minimum(tl.maximum(plain_first, first), last)
         plain_last = tl.maximum(plain_last, plain_first)
@@ -234,7 +235,8 @@ class Band:
             last = min(last, -(-max(last_row + self.offset + self.right + 1, 0) // block_columns))
             plain_last = min(plain_last, max(first_row + self.offset + self.right + 1, 0) // block_columns)
         if self.left is not None:
-            first = min(max(first_row + self.offset - self.left, 0) // block_columns, last)
+            lowest = max(first_row + self.offset - self.left, 0)
+            first = min(lowest // block_columns, last) if lowest < self.columns else last
             plain_first = -(-max(last_row + self.offset - self.left, 0) // block_columns)
             plain_first = min(max(plain_first, first), last)
             plain_last = max(plain_last, plain_first)

@@ -34,16 +34,15 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
     cuda = device.vendor == "cuda"
     loads = ("pointer", "tma") if _tma_possible(problem, device) else ("pointer",)
     stages = (1, 2, 3) if cuda else (1, 2)
-    # The tile that a program keeps may be large, the one that passes by need not be.
-    kept, passing, warps = (32, 64, 128), (16, 32, 64, 128), (4, 8)
+    blocks, warps = (16, 32, 64, 128), (4, 8)
     return (
-        Param("dkdv_block_m", passing, "more queries per step amortise softmax bookkeeping, for registers"),
-        Param("dkdv_block_n", kept, "more keys per program read each query less often, for registers"),
+        Param("dkdv_block_m", blocks, "more queries per step amortise softmax bookkeeping, for registers"),
+        Param("dkdv_block_n", blocks, "more keys per program read each query less often, for registers"),
         Param("dkdv_warps", warps, "more warps share the two accumulators", interpreted=False),
         Param("dkdv_stages", stages, "more query blocks in flight hide latency, for shared memory", interpreted=False),
         Param("dkdv_load", loads, "descriptors spare address arithmetic, but may cost registers here"),
-        Param("dq_block_m", kept, "more queries per program read each key less often, for registers"),
-        Param("dq_block_n", passing, "more keys per step amortise softmax bookkeeping, for registers"),
+        Param("dq_block_m", blocks, "more queries per program read each key less often, for registers"),
+        Param("dq_block_n", blocks, "more keys per step amortise softmax bookkeeping, for registers"),
         Param("dq_warps", warps, "more warps share the accumulator", interpreted=False),
         Param("dq_stages", stages, "more key blocks in flight hide latency, for shared memory", interpreted=False),
         Param("dq_load", loads, "descriptors spare address arithmetic"),
@@ -55,7 +54,6 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
     longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
     longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
     wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
-    size = DTYPE_BYTES[problem.dtype]
 
     def fits_length(config: Config) -> bool:
         queries = max(int(config["dkdv_block_m"]), int(config["dq_block_m"]))
@@ -68,11 +66,9 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         return keeps_keys and int(config["dq_block_n"]) <= 4 * int(config["dq_block_m"])
 
     def fits_shared(config: Config) -> bool:
-        least = max(
-            _shared_bytes(device, int(config[f"{name}_stages"]), int(config[f"{name}_block_{passing}"]) * (wide + wide_v) * size)
-            for name, passing in (("dkdv", "m"), ("dq", "n"))
+        return all(
+            _shared_bytes(problem, device, config, launch) <= device.shared_bytes_per_block for launch in ("dkdv", "dq")
         )
-        return least <= device.shared_bytes_per_block
 
     def fits_registers(config: Config) -> bool:
         threads = int(config["dkdv_warps"]) * device.warp_size
@@ -96,11 +92,18 @@ def _tma_possible(problem: Problem, device: DeviceFacts) -> bool:
     return device.compute_capability >= 90 and aligned and problem.q_len > 0 and problem.kv_len > 0
 
 
-def _shared_bytes(device: DeviceFacts, stages: int, step: int) -> int:
-    """Least shared memory of a block: `step` bytes arrive with every iteration, `stages` iterations ahead."""
+def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config, launch: str) -> int:
+    """Least shared memory of a block of `launch`: the blocks of the other side that are in flight."""
+    size = DTYPE_BYTES[problem.dtype]
+    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    kept, passing = ("n", "m") if launch == "dkdv" else ("m", "n")
+    rows, block = int(config[f"{launch}_block_{kept}"]), int(config[f"{launch}_block_{passing}"])
+    stages = int(config[f"{launch}_stages"])
     if device.vendor != "cuda" or stages == 1:
-        return step // 2
-    return (stages if device.compute_capability >= 90 else stages - 1) * step
+        return block * min(wide, wide_v) * size
+    # Matrix instructions of a warp group read from shared memory while later blocks arrive; others copy to registers.
+    grouped = device.compute_capability >= 90 and size == 2 and rows >= 64
+    return (stages if grouped else stages - 1) * block * (wide + wide_v) * size
 
 
 def _default_tiles(
@@ -109,7 +112,9 @@ def _default_tiles(
     """(block_m, block_n, warps, stages) of dkdv and of dq."""
     widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
     if problem.dtype == "fp32":
-        return ((16, 32, 4, 1), (32, 16, 4, 1)) if widest <= 128 else ((16, 32, 8, 1), (32, 16, 8, 1))
+        if widest <= 128:
+            return (16, 32, 8, 1), (32, 16, 4 if widest <= 64 else 8, 1)
+        return (16, 16, 8, 1), (16, 16, 8, 1)
     narrow = min(_padded(problem.head_dim), _padded(problem.v_head_dim)) <= 128
     if device.vendor != "cuda":
         return ((32, 64, 4, 1), (64, 32, 4, 1)) if widest <= 128 else ((16, 32, 4, 1), (32, 16, 4, 1))

@@ -115,16 +115,18 @@ def _may_mask(problem: Problem, block_n: int = 256) -> bool:
 
 
 def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
-    """Least shared memory of a block: query tile and key/value blocks in flight."""
+    """Least shared memory of a block: key and value blocks in flight, and the queries where they lie there too."""
     size = DTYPE_BYTES[problem.dtype]
     wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
-    step = int(config["block_n"]) * (wide + wide_v) * size
-    stages = int(config["num_stages"])
-    if device.compute_capability >= 90 and size == 2:
-        # Matrix instructions read both operands from shared memory while later blocks arrive.
-        return int(config["block_m"]) * wide * size + max(stages, 1) * step if stages > 1 else step // 2
+    block_m, block_n, stages = int(config["block_m"]), int(config["block_n"]), int(config["num_stages"])
+    step = block_n * (wide + wide_v) * size
+    if device.vendor != "cuda" or stages == 1:
+        return block_n * min(wide, wide_v) * size
+    if device.compute_capability >= 90 and size == 2 and block_m >= 64 and int(config["num_warps"]) >= 4:
+        # Matrix instructions of a warp group read both operands from shared memory while later blocks arrive.
+        return block_m * wide * size + stages * step
     # Elsewhere a block is copied to registers before its buffer is needed again.
-    return (stages - 1) * step if device.vendor == "cuda" else step // 2
+    return (stages - 1) * step
 
 
 def _accumulators(problem: Problem, device: DeviceFacts, config: Config) -> int:
@@ -137,13 +139,16 @@ def _accumulators(problem: Problem, device: DeviceFacts, config: Config) -> int:
 def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int, int]:
     """block_m, block_n, num_warps, num_stages."""
     widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
+    uneven = _padded(problem.head_dim) != _padded(problem.v_head_dim)
     if problem.dtype == "fp32":
-        return (32, 32, 4, 1) if widest <= 64 else (32, 16, 4, 1) if widest <= 128 else (16, 16, 4, 1)
+        if widest <= 128 or uneven:
+            return 32, 16, 8 if widest == 128 else 4, 1
+        return 16, 16, 4 if device.compute_capability >= 100 else 8, 1
     if device.vendor != "cuda":
         return (128, 64, 4, 1) if widest <= 64 else (128, 32, 4, 1) if widest <= 128 else (64, 32, 4, 1)
     if device.compute_capability >= 90:
-        uneven = problem.head_dim != problem.v_head_dim and device.compute_capability >= 100
-        return (128, 128, 8, 2) if widest <= 128 else (128, 64, 8, 3 if uneven else 2)
+        deep = uneven and device.compute_capability >= 100
+        return (128, 128, 8, 2) if widest <= 128 else (128, 64, 8, 3 if deep else 2)
     return (128, 64, 8, 2) if widest <= 64 else (128, 32, 8, 2) if widest <= 128 else (64, 32, 8, 2)
 
 

@@ -10,9 +10,11 @@ ROOT = Path(__file__).parents[1]
 # A module imports only from lines above its own; modules of one line may import one another without a cycle.
 LAYERS = (
     ("errors", "problem", "stats"),
-    ("space", "device", "inputs", "oracle", "bounds", "compare", "workspace", "workload", "sensor"),
+    ("space", "device", "inputs", "oracle", "bounds", "compare", "workspace", "workload", "sensor", "footprint"),
     ("operation", "outcome", "prune", "probe"),
-    ("binary", "flow", "compile", "estimate", "measure", "timing", "verify", "search", "store"),
+    ("binary", "flow", "compile", "estimate", "measure", "timing", "verify", "search", "store", "interpreter", "shadow"),
+    ("subject",),
+    ("probes", "metamorphic", "properties"),
     ("worker",),
     ("tune",),
     ("champions",),

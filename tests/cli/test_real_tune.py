@@ -62,7 +62,13 @@ def test_a_tune_without_a_gpu_and_its_continuation(workspace: Path, cache: Path,
 
 @pytest.mark.parametrize(
     ("kernel", "file", "right", "wrong"),
-    [],
+    [
+        ("flash_fwd", "flash_fwd.py", "(head // group).to(tl.int64)", "(head % (q_heads // group)).to(tl.int64)"),
+        ("flash_fwd", "primitives.py", "col <= row + (offset + right)", "col < row + (offset + right)"),
+        ("flash_fwd", "flash_fwd.py", "acc * shrink[:, None]", "acc"),
+        ("flash_bwd", "flash_bwd.py", "head = kv_head * group + member", "head = kv_head + member"),
+    ],
+    ids=["key head of a query head", "causal off by one", "no rescale", "dk and dv of the wrong head"],
 )
 def test_a_planted_bug_leaves_no_champion(
     workspace: Path, cache: Path, kernel: str, file: str, right: str, wrong: str

@@ -1,6 +1,7 @@
 """The bounds against a correct kernel and against subtly imprecise ones: neither loose nor wrong."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -70,3 +71,17 @@ def test_unusual_inputs_raise_no_false_alarm(emulated, dtype, recipe):
 )
 def test_a_coarser_precision_than_agreed_is_out_of_bounds(emulated, dtype, pass_, defect, output):
     assert worst_ratios(emulated, dtype, pass_, defect=defect)[output] > 1
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_forward_pass_may_hand_its_own_results_to_the_backward_pass(emulated, dtype):
+    """`chained` bounds hold, and are not much wider than those for ideal out and lse."""
+    contract = bounds.contract_for(dtype, key_block=CONFIG["block_n"], chained=True)
+    for text in PROBLEMS:
+        forward, backward = (parse_problem(f"{text} {dtype} {pass_}") for pass_ in ("fwd", "bwd"))
+        question = verify._ask(backward, 5, "normal", contract, "cpu")
+        made = verify._answer(emulated.Emulated("fwd"), replace(question, case=forward), CONFIG, large=False).views()
+        chained = replace(question, values={**question.values, **made})
+        answer = verify._answer(emulated.Emulated("bwd"), chained, CONFIG, large=False)
+        for check in compare.judge(answer.views(), question.expected, case=text):
+            assert 0.1 < check.ratio < 1, check

@@ -26,12 +26,12 @@ def test_lengths_at_the_edges_of_a_block(kv_len: int, mask: str) -> None:
             check(answer)
 
 
-@pytest.mark.parametrize("left", [None, 0, 16, 200])
+@pytest.mark.parametrize("left", [None, 0, 16])
 @pytest.mark.parametrize("right", [None, 0, 15, 200])
 def test_the_output_counts_exactly_the_keys_of_the_band(left: int | None, right: int | None) -> None:
     """With scores 0 and one-hot values, 16-bit outputs are counts divided by counts: there is nothing to tolerate."""
-    sides = [(33, 70, False), (33, 70, True), (70, 33, False), (70, 33, True)]
-    for (q_len, kv_len, top_left), (block_m, block_n) in zip(sides, [(16, 32), (32, 16), (16, 16), (64, 16)], strict=True):
+    sides = ((33, 70, False, 16, 32), (33, 70, True, 32, 16), (50, 33, False, 64, 16))
+    for q_len, kv_len, top_left, block_m, block_n in sides:
         problem = Problem(
             batch=1, q_heads=1, kv_heads=1, q_len=q_len, kv_len=kv_len, head_dim=16, v_head_dim=16, dtype="fp16",
             window_left=left, window_right=right, top_left=top_left,
@@ -98,13 +98,13 @@ PLACEMENTS = {
 }
 
 
-@pytest.mark.parametrize("tensor", ["q", "k", "v", "out"])
-@pytest.mark.parametrize("name", PLACEMENTS)
-def test_every_tensor_has_strides_of_its_own(tensor: str, name: str) -> None:
-    placement = PLACEMENTS[name]
-    if tensor == "out" and placement.expanded:
-        pytest.skip("an output has no equal elements")
-    check(ask("b2 h2/1 q17 k33 d16/24 bf16 causal", placements={tensor: placement}))
+@pytest.mark.parametrize("turn", range(len(PLACEMENTS)))
+def test_every_tensor_has_strides_of_its_own(turn: int) -> None:
+    """Each tensor lies in another way than the others, and in every way once."""
+    ways = list(PLACEMENTS.values())
+    chosen = {name: ways[(turn + 2 * place) % len(ways)] for place, name in enumerate(("q", "k", "v", "out"))}
+    chosen = {name: way for name, way in chosen.items() if name != "out" or not way.expanded}
+    check(ask("b2 h2/1 q17 k33 d16/24 bf16 causal", placements=chosen))
 
 
 def test_lse_may_be_strided() -> None:
@@ -253,7 +253,7 @@ def problems(draw: st.DrawFn, pass_: str = "fwd") -> Problem:
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(problem=problems(), blocks=st.sampled_from(list(itertools.product((16, 32), (16, 32)))), seed=st.integers(0, 99))
 def test_random_problems(problem: Problem, blocks: tuple[int, int], seed: int) -> None:
     answer = ask(problem, {"block_m": blocks[0], "block_n": blocks[1]}, seed=seed)

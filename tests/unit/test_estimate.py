@@ -243,12 +243,12 @@ def test_products_with_few_columns_wait_for_shared_memory() -> None:
 
 
 def test_tensor_memory_products_take_their_size_from_the_launch_and_run_beside_one_block() -> None:
-    loops = (Loop(instructions=LOOP | {"tensor_memory": 8}, matrix_flops=0),)
+    loops = (Loop(instructions=LOOP | {"tensor_memory": 8, "special": 400}, matrix_flops=0),)
     found = predicted(target="b200", loops=loops)
     executed = 64 * 64 * 32 * 4 * 128 * 128 * 128
     assert found.terms["matrix"] == pytest.approx(executed / (2250e9 * 0.74), rel=1e-3)
     # A single block does its products and its softmax one after the other.
-    assert found.value_ms > found.terms["matrix"] + found.terms["special"]
+    assert found.value_ms > found.terms["matrix"] + found.terms["special"] + found.terms["waiting"]
 
 
 def test_scalar_instructions_of_amd_have_a_unit_of_their_own() -> None:

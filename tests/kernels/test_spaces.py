@@ -1,0 +1,121 @@
+"""The search spaces of the stock kernels: names, defaults and rules, without importing Triton."""
+
+import ast
+import itertools
+from pathlib import Path
+
+import pytest
+
+from harness.device import TARGETS
+from harness.operation import PROBLEM_KEYWORDS
+from harness.problem import parse_problem
+from harness.space import Config
+from search_spaces import flash_bwd, flash_fwd
+
+ROOT = Path(__file__).parents[2]
+SPACES = {"fwd": flash_fwd, "bwd": flash_bwd}
+PROBLEMS = [
+    f"b2 h8/2 {lengths} d{head_dim} {dtype} {mask}"
+    for lengths, head_dim, dtype, mask in itertools.product(
+        ("s4096", "q1 k77", "q0 k5", "q5 k0"), ("8", "40", "64", "100", "128", "192/128", "256"),
+        ("bf16", "fp32"), ("", "causal window=100"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pass_", SPACES)
+def test_parameters_are_the_tunables_of_the_kernel(pass_: str) -> None:
+    tree = ast.parse((ROOT / "kernels" / f"flash_{pass_}.py").read_text(encoding="utf-8"))
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "launches")
+    tunables = {argument.arg for argument in function.args.kwonlyargs} - set(PROBLEM_KEYWORDS)
+    for device in TARGETS.values():
+        assert set(SPACES[pass_].space(parse_problem(f"b1 h1 s64 d64 bf16 {pass_}"), device).names) == tunables
+
+
+@pytest.mark.parametrize("device", TARGETS)
+@pytest.mark.parametrize("pass_", SPACES)
+def test_every_default_is_legal(device: str, pass_: str) -> None:
+    for text in PROBLEMS:
+        problem = parse_problem(f"{text} {pass_}")
+        SPACES[pass_].space(problem, TARGETS[device]).check(SPACES[pass_].default(problem, TARGETS[device]))
+
+
+def forward(device: str, problem: str, **changes: object) -> str | None:
+    """Name of the rule that removes the default config with `changes`, or None."""
+    parsed, target = parse_problem(problem), TARGETS[device]
+    config = Config({**flash_fwd.default(parsed, target), **changes})  # type: ignore[dict-item]
+    broken = flash_fwd.space(parsed, target).broken_rule(config)
+    return broken.name if broken else None
+
+
+def backward(device: str, problem: str, **changes: object) -> str | None:
+    parsed, target = parse_problem(f"{problem} bwd"), TARGETS[device]
+    config = Config({**flash_bwd.default(parsed, target), **changes})  # type: ignore[dict-item]
+    broken = flash_bwd.space(parsed, target).broken_rule(config)
+    return broken.name if broken else None
+
+
+LONG = "b2 h8/2 s4096 d128 bf16 causal"
+
+
+def test_each_rule_of_the_forward_space_removes_what_it_says() -> None:
+    assert forward("h200", LONG) is None
+    assert forward("h200", LONG, block_m=16, block_n=16, num_warps=8) == "warps_per_tile"
+    assert forward("h200", "b1 h1 s60 d64 bf16", block_m=128, block_n=32) == "tile_exceeds_length"
+    assert forward("h200", LONG, block_m=16, block_n=128, num_warps=4, num_stages=1) == "masked_loop"
+    assert forward("h200", LONG, block_m=16, block_n=128, num_warps=4, masked_stages=1) == "causal_tile_shape"
+    assert forward("h200", LONG, loops="single") == "masked_loop"
+    assert forward("h200", LONG, num_warps=4, warp_specialize=True) == "warp_specialization"
+    assert forward("h200", LONG, num_stages=4) == "shared_memory"
+    assert forward("h200", LONG, num_warps=4) == "registers"
+
+
+def test_configs_that_published_kernels_use_are_never_removed() -> None:
+    """Seeds from FlashAttention-3, FlexAttention and the Triton tutorial, as far as this kernel can express them."""
+    for block_m, block_n, warps, stages in ((128, 128, 8, 2), (128, 64, 8, 3), (64, 128, 4, 2), (128, 64, 4, 3)):
+        assert forward("h100", LONG, block_m=block_m, block_n=block_n, num_warps=warps, num_stages=stages) is None
+    one_loop = {"loops": "single", "masked_stages": 1, "num_warps": 4, "warp_specialize": True}
+    assert forward("h100", LONG, block_n=64, **one_loop) is None and forward("h100", LONG, **one_loop) is None
+    assert forward("a100", "b1 h8 s4096 d64 bf16", block_m=128, block_n=64, num_warps=4, num_stages=3) is None
+    assert forward("mi300x", LONG, block_m=128, block_n=64, num_warps=4, num_stages=1, masked_stages=1) is None
+    for block_m, block_n, warps, stages in ((64, 128, 8, 3), (64, 64, 8, 2), (64, 64, 4, 3), (32, 128, 8, 2)):
+        tile = {"dkdv_block_m": block_m, "dkdv_block_n": block_n, "dkdv_warps": warps, "dkdv_stages": stages}
+        assert backward("h100", LONG, **tile) is None
+    for block_m, block_n, warps, stages in ((128, 128, 8, 2), (64, 128, 8, 2), (128, 64, 8, 3)):
+        tile = {"dq_block_m": block_m, "dq_block_n": block_n, "dq_warps": warps, "dq_stages": stages}
+        assert backward("h100", LONG, **tile) is None
+
+
+def test_each_rule_of_the_backward_space_removes_what_it_says() -> None:
+    assert backward("h200", LONG) is None
+    assert backward("h200", "b1 h1 s20 d64 bf16", dq_block_n=64) == "tile_exceeds_length"
+    assert backward("h200", LONG, dkdv_block_m=128, dkdv_block_n=16) == "causal_tile_shape"
+    assert backward("h200", LONG, dq_block_m=64, dq_block_n=128, dq_stages=3, dkdv_block_m=128, dkdv_stages=3) == (
+        None if _fits_three_stages() else "shared_memory"
+    )
+    assert backward("rtx4090", LONG, dkdv_block_m=128, dkdv_stages=3) == "shared_memory"
+    assert backward("h200", LONG, dkdv_warps=4, dkdv_block_m=64) == "registers"
+
+
+def _fits_three_stages() -> bool:
+    """Three blocks of 128 rows of K and V in bf16: 3 * 128 * 256 * 2 bytes."""
+    return 3 * 128 * 256 * 2 <= TARGETS["h200"].shared_bytes_per_block
+
+
+@pytest.mark.parametrize("device", ["a100", "rtx4090", "mi300x"])
+def test_only_gpus_with_descriptors_are_offered_them(device: str) -> None:
+    problem = parse_problem(LONG)
+    offered = {param.name: param.values for param in flash_fwd.space(problem, TARGETS[device]).params}
+    assert offered["load"] == ("pointer",) and offered["warp_specialize"] == (False,)
+    offered = {param.name: param.values for param in flash_fwd.space(problem, TARGETS["h200"]).params}
+    assert offered["load"] == ("pointer", "tma")
+    unaligned = flash_fwd.space(parse_problem("b1 h1 s64 d100 bf16"), TARGETS["h200"])
+    assert {param.name: param.values for param in unaligned.params}["load"] == ("pointer",)
+
+
+@pytest.mark.parametrize("pass_", SPACES)
+def test_a_space_can_be_enumerated(pass_: str) -> None:
+    space = SPACES[pass_].space(parse_problem(f"{LONG} {pass_}"), TARGETS["h200"])
+    census = space.census
+    assert 0 < census.legal < census.size and census.size == census.legal + sum(census.pruned.values())
+    assert all(param.why and not param.why.endswith(".") for param in space.params)
