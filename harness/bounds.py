@@ -35,7 +35,8 @@ class RoundingContract:
     second matrix product (0: they stay fp32). `product` is the relative error of one product inside a matrix product
     (tf32), `accumulate` the unit roundoff of sums, `truncation` the part of their roundings that has one direction (matrix
     units truncate once in 8 to 16 products: Fasi et al. 2021, Khattak and Mikaitis 2025), `exponential` the relative error
-    of exp2 with its argument exact. `key_block` is the number of keys between two rescalings of the accumulator.
+    of exp2 with its argument exact, `constant` the relative error that a scale, log2(e) or ln(2) has beside its roundings
+    (fp64 arithmetic with fp32 constants). `key_block` is the number of keys between two rescalings of the accumulator.
     `chained`: a backward pass was given the out and lse of a forward kernel under the same contract; otherwise the exact
     ones, rounded to storage and to fp32.
     """
@@ -48,6 +49,7 @@ class RoundingContract:
     accumulate: float = 2.0**-24
     truncation: float = 0.125
     exponential: float = 2.0**-22
+    constant: float = 0.0
     key_block: int = 16
     chained: bool = False
 
@@ -58,6 +60,7 @@ _FORMATS: Mapping[str, tuple[float, float, float]] = {
     "bf16": (2.0**-8, 2.0**-126, torch.finfo(torch.bfloat16).max),
     "fp32": (2.0**-24, 2.0**-126, torch.finfo(torch.float32).max),
 }
+_SMALLEST = 2.0**-1022
 
 
 def contract_for(
@@ -66,7 +69,15 @@ def contract_for(
     """The contract of a FlashAttention-2 style kernel on tensors of `dtype` ("fp16", "bf16", "fp32").
 
     Tensor cores truncate tf32 operands to 11 significant bits, so a product of two is off by at most 2 * 2^-10.
+
+    "fp64" is that of a kernel whose source computes in fp64 (in Triton's interpreter): its constants stay fp32, and every
+    unit roundoff is doubled, because the reference rounds as coarsely.
     """
+    if dtype == "fp64":
+        return RoundingContract(
+            storage=2.0**-52, tiny=_SMALLEST, largest=torch.finfo(torch.float64).max, operand=0.0, accumulate=2.0**-52,
+            truncation=0.0, exponential=2.0**-50, constant=2.0**-24, key_block=key_block, chained=chained,
+        )  # fmt: skip
     storage, tiny, largest = _FORMATS[dtype]
     single = dtype == "fp32"
     return RoundingContract(
@@ -239,7 +250,9 @@ def _finite(values: Tensor) -> Tensor:
 def _score_error(block: oracle.Rows, terms: _Terms) -> _Noise:
     """Of each scaled score (n, r, Skv): its dot product, and the scale, log2(e) and their product."""
     dots = abs(block.scale) * block.q.abs() @ block.k.abs().mT
-    return terms.sum(block.q.shape[-1], dots) + _single(3 * terms.contract.accumulate * _finite(block.scores))
+    scores = _finite(block.scores)
+    constants = _steady(terms.contract.constant * scores)
+    return terms.sum(block.q.shape[-1], dots) + _single(3 * terms.contract.accumulate * scores) + constants
 
 
 def _forward_noise(block: oracle.Rows, terms: _Terms) -> tuple[_Noise, _Noise]:
@@ -252,7 +265,7 @@ def _forward_noise(block: oracle.Rows, terms: _Terms) -> tuple[_Noise, _Noise]:
     exponent = (
         _score_error(block, terms)
         + _single(unit * _finite(block.scores - block.maximum.unsqueeze(-1)) + contract.exponential)
-        + _steady(2 * unit * maximum.unsqueeze(-1) + rescalings * (contract.exponential + 2 * unit))
+        + _steady((2 * unit + contract.constant) * maximum.unsqueeze(-1) + rescalings * (contract.exponential + 2 * unit))
     )
     shifted = exponent.scaled(block.weights * terms.relative(exponent))
     normaliser = shifted.total().columns + terms.sum(added, torch.ones_like(block.out[..., :1]))
@@ -264,7 +277,9 @@ def _forward_noise(block: oracle.Rows, terms: _Terms) -> tuple[_Noise, _Noise]:
         + terms.sum(added, block.weights @ block.v.abs())
         + _steady(underflow)
     )
-    lse = normaliser + _single(unit * (4 * _finite(block.lse) + 2 * maximum)).columns
+    logarithm = _finite(block.lse)
+    lse = normaliser + _single(unit * (4 * logarithm + 2 * maximum)).columns
+    lse += _steady(contract.constant * (logarithm + maximum)).columns
     return out, _Noise(steady=lse.steady[..., 0], worst=lse.worst[..., 0], squares=lse.squares[..., 0])
 
 
@@ -289,7 +304,7 @@ def _slope_noise(block: oracle.Rows, slope: oracle.Slopes, terms: _Terms) -> _Sl
         + terms.sum(products.shape[-1], products.sum(-1))
         + _steady(contract.tiny * upstream.sum(-1))
     )
-    logarithm = unit * _finite(block.lse)
+    logarithm = (unit + contract.constant) * _finite(block.lse)
     if contract.chained:
         out, lse = _forward_noise(block, terms)
         delta += out.scaled(slope.dout).total()
@@ -325,6 +340,7 @@ def _dq_error(block: oracle.Rows, noise: _SlopeNoise, terms: _Terms) -> Tensor:
         + noise.delta.columns.scaled(block.weights @ block.k)
         + terms.sum(block.visible.sum(-1, keepdim=True), absolute)
         + _single(3 * terms.contract.accumulate * absolute)
+        + _steady(terms.contract.constant * absolute)
         + _steady(_underflow(terms, block.scale) * (block.visible.double() @ block.k.abs()))
     )
     return abs(block.scale) * terms.value(inner)
@@ -358,7 +374,7 @@ class _KeySums:
         parts = {part: self._parts[f"{name}.{part}"] for part in ("steady", "worst", "squares", "absolute")}
         absolute = parts.pop("absolute")
         noise = _Noise(**parts) + terms.sum(self._parts["count"].unsqueeze(-1), absolute)
-        noise += _single(3 * terms.contract.accumulate * absolute)
+        noise += _single(3 * terms.contract.accumulate * absolute) + _steady(terms.contract.constant * absolute)
         return terms.value(noise).view_as(self._results[name])
 
     def _add_noise(self, name: str, kv: Tensor, noise: _Noise, absolute: Tensor) -> None:

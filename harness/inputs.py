@@ -22,12 +22,19 @@ _BITS: Mapping[torch.dtype, torch.dtype] = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
     torch.float32: torch.int32,
+    torch.float64: torch.int64,
 }
 # Quiet NaNs with payloads: around a tensor, and inside an output that was not written yet.
-_GUARD: Mapping[torch.dtype, int] = {torch.float16: 0x7E5A, torch.bfloat16: 0x7FDA, torch.float32: 0x7FC05A5A}
-_UNWRITTEN: Mapping[torch.dtype, int] = {torch.float16: 0x7E33, torch.bfloat16: 0x7FE3, torch.float32: 0x7FC03333}
+_GUARD: Mapping[torch.dtype, int] = {
+    torch.float16: 0x7E5A, torch.bfloat16: 0x7FDA, torch.float32: 0x7FC05A5A, torch.float64: 0x7FF85A5A5A5A5A5A,
+}  # fmt: skip
+_UNWRITTEN: Mapping[torch.dtype, int] = {
+    torch.float16: 0x7E33, torch.bfloat16: 0x7FE3, torch.float32: 0x7FC03333, torch.float64: 0x7FF8333333333333,
+}  # fmt: skip
 # A large number instead of a NaN: what a maximum or a comparison would swallow as NaN differs from it in a second run.
-_UNWRITTEN_LARGE: Mapping[torch.dtype, int] = {torch.float16: 0x7833, torch.bfloat16: 0x7133, torch.float32: 0x71333333}
+_UNWRITTEN_LARGE: Mapping[torch.dtype, int] = {
+    torch.float16: 0x7833, torch.bfloat16: 0x7133, torch.float32: 0x71333333, torch.float64: 0x7133333333333333,
+}  # fmt: skip
 
 # Elements kept free on either side: this many rows of the tensor (a tile that runs over), rounded up to keep alignment.
 _GUARD_ROWS = 128
@@ -108,6 +115,18 @@ def place(name: str, values: Tensor, placement: Placement, *, device: str = "cpu
     return _sealed(found, device)
 
 
+def place_as(name: str, given: Tensor, *, device: str = "cpu") -> Guarded:
+    """An input: a copy of `given` between guards, with its strides, its alignment and what its stride-0 axes share.
+
+    Strides must not let two elements overlap otherwise.
+    """
+    found = _between_guards(
+        name, tuple(given.shape), given.dtype, given.stride(), shift=given.storage_offset() % _ALIGNMENT
+    )
+    reachable(found.storage, found.view).copy_(reachable(given, given).to("cpu").contiguous().view(_BITS[given.dtype]))
+    return _sealed(found, device)
+
+
 def unwritten(
     name: str,
     shape: tuple[int, ...],
@@ -124,8 +143,6 @@ def unwritten(
 
 
 def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: Placement) -> Guarded:
-    if dtype not in _BITS:
-        raise UsageError(f"tensors of {dtype} cannot be guarded", hint=f"known: {', '.join(map(str, _BITS))}")
     strides = [0] * len(shape)
     step = 1
     for axis in reversed(placement.order):
@@ -135,13 +152,21 @@ def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: 
         step *= max(shape[axis], 1)
         if axis == placement.order[-1]:
             step += placement.row_padding
+    return _between_guards(name, shape, dtype, tuple(strides), shift=placement.shift)
+
+
+def _between_guards(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, strides: tuple[int, ...], *, shift: int
+) -> Guarded:
+    if dtype not in _BITS:
+        raise UsageError(f"tensors of {dtype} cannot be guarded", hint=f"known: {', '.join(map(str, _BITS))}")
     footprint = (
         1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if math.prod(shape) else 0
     )
     row = strides[-2] if len(shape) > 1 else 1
     guard = -(-min(_GUARD_ROWS * max(row, 1), _GUARD_LIMIT) // _ALIGNMENT) * _ALIGNMENT
-    storage = torch.full((guard + placement.shift + footprint + guard,), _GUARD[dtype], dtype=_BITS[dtype])
-    view = storage.view(dtype).as_strided(shape, strides, guard + placement.shift)
+    storage = torch.full((guard + shift + footprint + guard,), _GUARD[dtype], dtype=_BITS[dtype])
+    view = storage.view(dtype).as_strided(shape, strides, guard + shift)
     return Guarded(name=name, view=view, storage=storage, pristine=None)
 
 

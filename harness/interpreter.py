@@ -251,9 +251,10 @@ _NEAREST = ir.ROUNDING_MODE.RTNE
 
 def _of(kind: Any, *values: float, bits: bool = False) -> Any:
     """A vector of `values`, or of the bit patterns that they are."""
-    stored = np.array(values, dtype=_interpreter._get_np_dtype(kind))
     if kind == tl.bfloat16 and not bits:
         stored = (np.array(values, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    else:
+        stored = np.array(values, dtype=_interpreter._get_np_dtype(kind))
     return _interpreter.TensorHandle(stored, kind)
 
 

@@ -290,7 +290,8 @@ def failures(records: Iterable[Record]) -> tuple[FailureDocument, ...]:
 
 def failure_lines(failure: FailureDocument) -> list[str]:
     config = " ".join(f"{name}={value}" for name, value in failure.config.items())
-    return [f"{failure.count} × {failure.reason}", f"    for example {failure.problem}", f"    {config}"]
+    reason = wrapped(f"{failure.count} × {failure.reason}", first="").rstrip()
+    return [reason, f"    for example {failure.problem}", wrapped(config, first="    ").rstrip()]
 
 
 def doctor_lines(found: DoctorDocument) -> list[str]:
@@ -346,7 +347,7 @@ def champion_line(champion: Champion) -> list[str]:
     elif number.default_ms is not None:
         against = f", default {three_digits(number.default_ms)} ms {number.kind}"
     config = " ".join(f"{name}={value}" for name, value in champion.config.items())
-    return [champion.problem, f"  {value}{against}", f"  {config}"]
+    return [f"  {champion.problem}", f"    {value}{against}", wrapped(config, first="    ").rstrip()]
 
 
 def show_lines(found: ShowDocument, *, failed: bool) -> list[str]:
@@ -358,5 +359,5 @@ def show_lines(found: ShowDocument, *, failed: bool) -> list[str]:
     for path, champions in found.champions:
         draft = " (draft, not reviewed)" if path.endswith(".draft.json") else ""
         lines.append(f"{champions.kernel} on {champions.device} ({champions.arch}){draft}      {path}")
-        lines += ["  " + line for champion in champions.champions for line in champion_line(champion)] + [""]
+        lines += [line for champion in champions.champions for line in champion_line(champion)] + [""]
     return lines[:-1] or ["no champions yet: `flashtune tune KERNEL` finds some"]

@@ -286,7 +286,7 @@ class Watch:
         else:
             self._found[key] = Finding(
                 kind=kind, tensor=name, index=tensor.index(offset) if tensor else None, offset=offset, count=count,
-                program=self._real.builder.grid_idx, kernel=self._kernel, line=line, detail=detail,
+                program=getattr(self._real.builder, "grid_idx", (0, 0, 0)), kernel=self._kernel, line=line, detail=detail,
             )  # fmt: skip
 
 

@@ -8,18 +8,17 @@ time anything and to catch what a kernel raises: a crash is the caller's to repo
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from harness import bounds, compare, inputs, oracle
 from harness.bounds import Expectation, RoundingContract
 from harness.compare import OutputCheck, Status, Verdict
-from harness.inputs import Guarded
-from harness.operation import operation_for, problem_keywords, shapes
+from harness.operation import operation_for
 from harness.problem import Problem
 from harness.space import Value
+from harness.subject import Kernel, Memory, Run, launch_guarded
 
 ORACLE = "fp64 reference, derived elementwise bounds"
 INTERPRETER_BLIND = ("num_warps", "num_stages", "races", "compiler")
@@ -33,16 +32,6 @@ _EXACT_COUNTS = 1 << 10
 _ASKED_TWICE = 1
 
 Where = Literal["interpreter", "device"]
-
-
-class Kernel(Protocol):
-    """A loaded kernel file, see `kernels/__init__.py`."""
-
-    PASS: str
-
-    def launches(self, **arguments: Any) -> Any: ...
-
-    def workspaces(self, **tensors: Tensor) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +112,12 @@ def gate(
         question = _ask(case, seed, recipe, contract, device)
         first = _answer(kernel, question, config, large=False)
         checks += compare.judge(first.views(), question.expected, case=question.name)
-        faults += first.faults()
+        faults += first.faults(question.name)
         if where == "interpreter" and position != _ASKED_TWICE:
             continue
         second = _answer(kernel, question, config, large=True)
-        faults += [fault for fault in second.faults() if fault not in faults]
-        differences += _differences(first, second)
+        faults += [fault for fault in second.faults(question.name) if fault not in faults]
+        differences += _differences(first, second, question.name)
     status = compare.status_of(checks)
     if faults:
         status = "wrong"
@@ -221,68 +210,17 @@ def _ask(case: Problem, seed: int, recipe: str, contract: RoundingContract, devi
     return _Question(case=case, name=f"{case} [{recipe}]", values=values, expected=on_device, device=device)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Answer:
-    """The memory that a run left behind. `ran` counts the launches."""
-
-    question: _Question
-    given: tuple[Guarded, ...]
-    made: tuple[Guarded, ...]
-    scratch: tuple[Guarded, ...]
-    ran: int
-
-    def views(self) -> dict[str, Tensor]:
-        return {output.name: output.view for output in self.made}
-
-    def faults(self) -> list[str]:
-        """What went wrong beside the numbers, in words."""
-        case = self.question.name
-        found = [f"input {tensor.name} of `{case}` was written to" for tensor in self.given if not tensor.unchanged()]
-        for tensor in (*self.made, *self.scratch):
-            distance = tensor.stray_write()
-            if distance is not None:
-                found.append(
-                    f"memory {distance:+d} elements from the start of {tensor.name} of `{case}` was written to"
-                )
-        if not self.ran:
-            found.append(f"nothing was launched for `{case}`")
-        for output in self.made:
-            count = int(output.unwritten().sum())
-            if count:
-                found.append(f"{count} of {output.view.numel()} elements of {output.name} of `{case}` were not written")
-        return found
-
-
-def _answer(kernel: Kernel, question: _Question, config: Mapping[str, Value], *, large: bool) -> _Answer:
+def _answer(kernel: Kernel, question: _Question, config: Mapping[str, Value], *, large: bool) -> Run:
     """Launch everything on fresh memory; `large` poisons with a large number instead of NaN."""
     case, device = question.case, question.device
-    operation = operation_for(case)
-    shape_of = shapes(case)
-    given, made = [], []
-    for name in operation.inputs:
+    given = []
+    for name in operation_for(case).inputs:
         values = question.values[name]
         given.append(inputs.place(name, values, inputs.placement_for(case.layout, values.ndim), device=device))
-    for name in operation.outputs:
-        shape, dtype = shape_of[name]
-        placement = inputs.placement_for(case.layout, len(shape))
-        made.append(inputs.unwritten(name, shape, inputs.DTYPES[dtype], placement, device=device, large=large))
-    wanted = kernel.workspaces(**{tensor.name: tensor.view for tensor in given})
-    scratch = [
-        inputs.unwritten(
-            name, shape, dtype, inputs.Placement(order=tuple(range(len(shape)))), device=device, large=large
-        )
-        for name, (shape, dtype) in wanted.items()
-    ]
-    tensors = {tensor.name: tensor.view for tensor in (*given, *made, *scratch)}
-    launches = kernel.launches(**tensors, **problem_keywords(case), **config)
-    for launch in launches:
-        launch.run()
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    return _Answer(question=question, given=tuple(given), made=tuple(made), scratch=tuple(scratch), ran=len(launches))
+    return launch_guarded(kernel, case, given, config, Memory(device=device, large=large))
 
 
-def _differences(first: _Answer, second: _Answer) -> list[str]:
+def _differences(first: Run, second: Run, case: str) -> list[str]:
     found = []
     for one, two in zip(first.made, second.made, strict=True):
         differing = one.bits != two.bits
@@ -290,7 +228,7 @@ def _differences(first: _Answer, second: _Answer) -> list[str]:
         if count:
             index = ", ".join(str(int(position)) for position in differing.nonzero()[0])
             found.append(
-                f"{count} of {one.view.numel()} elements of {one.name} of `{first.question.name}` differ between two"
+                f"{count} of {one.view.numel()} elements of {one.name} of `{case}` differ between two"
                 f" runs, first [{index}]"
             )
     return found

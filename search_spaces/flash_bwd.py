@@ -21,11 +21,15 @@ def space(problem: Problem, device: DeviceFacts) -> Space:
 def default(problem: Problem, device: DeviceFacts) -> Config:
     """A config that compiles without spills for any head dim up to 256; by arch, dtype and the wider head dim."""
     dkdv, dq = _default_tiles(problem, device)
+    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
     load = "tma" if _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 else "pointer"
     return Config({
-        "dkdv_block_m": dkdv[0], "dkdv_block_n": dkdv[1], "dkdv_warps": dkdv[2], "dkdv_stages": dkdv[3],
+        "dkdv_block_m": min(dkdv[0], longest_m), "dkdv_block_n": min(dkdv[1], longest_n),
+         "dkdv_warps": dkdv[2], "dkdv_stages": dkdv[3],
         "dkdv_load": load,
-        "dq_block_m": dq[0], "dq_block_n": dq[1], "dq_warps": dq[2], "dq_stages": dq[3], "dq_load": load,
+        "dq_block_m": min(dq[0], longest_m), "dq_block_n": min(dq[1], longest_n),
+         "dq_warps": dq[2], "dq_stages": dq[3], "dq_load": load,
         "waves_per_eu": 0,
     })  # fmt: skip
 
@@ -111,11 +115,16 @@ def _default_tiles(
 ) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     """(block_m, block_n, warps, stages) of dkdv and of dq."""
     widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
+    uneven = _padded(problem.head_dim) != _padded(problem.v_head_dim)
     if problem.dtype == "fp32":
         if widest <= 128:
             return (16, 32, 8, 1), (32, 16, 4 if widest <= 64 else 8, 1)
-        return (16, 16, 8, 1), (16, 16, 8, 1)
-    narrow = min(_padded(problem.head_dim), _padded(problem.v_head_dim)) <= 128
+        # ptxas aims at several blocks per multiprocessor and then spills a few bytes: what avoids it differs by arch.
+        if uneven:
+            dkdv_warps = 4 if device.arch in ("sm_89", "sm_100") else 8
+            stages = 2 if device.arch == "sm_80" else 1
+            return (16, 16, dkdv_warps, stages), (16, 16, 8, stages)
+        return (16, 16, 8, 1), (16, 16, 4 if device.compute_capability >= 100 else 8, 1)
     if device.vendor != "cuda":
         return ((32, 64, 4, 1), (64, 32, 4, 1)) if widest <= 128 else ((16, 32, 4, 1), (32, 16, 4, 1))
     if device.compute_capability >= 90:
@@ -123,10 +132,10 @@ def _default_tiles(
             return (64, 128, 8, 2), (128, 64, 8, 2)
         if widest <= 128:
             return (32 if device.compute_capability < 100 else 64, 128, 8, 2), (128, 64, 8, 2)
-        return (32 if narrow else 16, 64, 8, 2), (64, 32, 8, 2)
+        return (32 if uneven else 16, 64, 8, 2), (64, 32, 8, 2)
     if widest <= 64:
         return (32, 128, 8, 2), (128, 32, 8, 2)
-    return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 64 if narrow else 32, 8, 1), (64, 16, 8, 1))
+    return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 64 if uneven else 32, 8, 1), (64, 16, 8, 1))
 
 
 def _padded(head_dim: int) -> int:

@@ -21,6 +21,8 @@ def space(problem: Problem, device: DeviceFacts) -> Space:
 def default(problem: Problem, device: DeviceFacts) -> Config:
     """A config that compiles without spills for any head dim up to 256; by arch, dtype and the wider head dim."""
     block_m, block_n, warps, stages = _default_tile(problem, device)
+    block_m = min(block_m, max(_LEAST_QUERIES, _power_of_two(problem.q_len)))
+    block_n = min(block_n, max(_LEAST_KEYS, _power_of_two(problem.kv_len)))
     load = "tma" if _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 else "pointer"
     return Config({
         "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "load": load,
@@ -66,7 +68,8 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         return int(config["block_m"]) <= longest_m and int(config["block_n"]) <= longest_n
 
     def enough_rows(config: Config) -> bool:
-        return int(config["num_warps"]) * 16 <= 4 * int(config["block_m"])
+        # Matrix instructions work on 16 rows; plain multiply-add, which fp32 takes, shares out columns as well.
+        return problem.dtype == "fp32" or int(config["num_warps"]) * 16 <= 4 * int(config["block_m"])
 
     def square_enough(config: Config) -> bool:
         tall, wide = int(config["block_m"]), int(config["block_n"])
@@ -87,7 +90,9 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
             return True
         one_loop = config["loops"] == "single" or not _may_mask(problem, int(config["block_n"]))
         deep = int(config["num_stages"]) >= 2
-        return config["load"] == "tma" and config["num_warps"] == 4 and one_loop and deep and int(config["block_m"]) >= 64
+        return (
+            config["load"] == "tma" and config["num_warps"] == 4 and one_loop and deep and int(config["block_m"]) >= 64
+        )
 
     return (
         Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),

@@ -18,7 +18,9 @@ MASKS = ("", "causal", "causal top-left", "window=3:5")
 
 def tiles(block_m: int, block_n: int, load: str = "pointer") -> dict[str, object]:
     """The same tile for dkdv and dq."""
-    sides = {f"{name}_block_{side}": block for name in ("dkdv", "dq") for side, block in (("m", block_m), ("n", block_n))}
+    sides = {
+        f"{name}_block_{side}": block for name in ("dkdv", "dq") for side, block in (("m", block_m), ("n", block_n))
+    }
     return {**sides, "dkdv_load": load, "dq_load": load}
 
 
@@ -90,7 +92,10 @@ PLACEMENTS = {
 def test_every_tensor_has_strides_of_its_own(turn: int) -> None:
     """Each tensor lies in another way than the others, and in every way once."""
     ways = list(PLACEMENTS.values())
-    chosen = {name: ways[(turn + place) % len(ways)] for place, name in enumerate(("q", "k", "v", "dout", "out", "dq", "dk", "dv"))}
+    chosen = {
+        name: ways[(turn + place) % len(ways)]
+        for place, name in enumerate(("q", "k", "v", "dout", "out", "dq", "dk", "dv"))
+    }
     made = ("out", "dq", "dk", "dv")  # by a kernel, so their elements differ
     chosen = {name: way for name, way in chosen.items() if name not in made or not way.expanded}
     check(ask("b2 h2/1 q17 k20 d16/24 bf16 causal bwd", placements=chosen))
@@ -195,9 +200,7 @@ def test_fp64_gradients_agree_with_finite_differences() -> None:
 
     generator = torch.Generator().manual_seed(5)
     q = torch.randn((1, 2, 2, 1), dtype=torch.float64, generator=generator, requires_grad=True)
-    k, v = (
-        torch.randn((1, 1, 3, 1), dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2)
-    )
+    k, v = (torch.randn((1, 1, 3, 1), dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(Attention.apply, (q, k, v))
 
 

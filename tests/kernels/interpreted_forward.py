@@ -70,7 +70,12 @@ def test_other_distributions_of_inputs(recipe: str) -> None:
 
 @pytest.mark.parametrize("block_n", [16, 32, 64, 128])
 def test_every_tile_is_right(block_n: int) -> None:
-    for block_m, loops, load in ((16, "split", "tma"), (32, "single", "pointer"), (64, "split", "pointer"), (128, "single", "tma")):
+    for block_m, loops, load in (
+        (16, "split", "tma"),
+        (32, "single", "pointer"),
+        (64, "split", "pointer"),
+        (128, "single", "tma"),
+    ):
         config = {"block_m": block_m, "block_n": block_n, "load": load, "loops": loops}
         check(ask("b1 h1 q70 k90 d16 bf16 causal window=40", config), key_block=block_n)
 
@@ -83,7 +88,12 @@ def test_all_tiles_agree_bit_by_bit_where_sums_are_exact() -> None:
 
 
 def test_descriptors_and_pointers_give_equal_bits() -> None:
-    for problem in ("b2 h4/2 q33 k50 d40/24 bf16 causal", "b1 h1 q17 k1 d8 fp32", "b1 h1 q5 k0 d8 fp16", "b1 h1 q0 k4 d8 fp16"):
+    for problem in (
+        "b2 h4/2 q33 k50 d40/24 bf16 causal",
+        "b1 h1 q17 k1 d8 fp32",
+        "b1 h1 q5 k0 d8 fp16",
+        "b1 h1 q0 k4 d8 fp16",
+    ):
         assert ask(problem, {"load": "tma"}).same_bits(ask(problem, {"load": "pointer"}))
 
 

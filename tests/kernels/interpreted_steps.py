@@ -18,7 +18,9 @@ from tests.kernels.cases import BACKWARD, FORWARD, KERNELS
 
 def launches(problem: Problem, config: Mapping[str, Any]) -> dict[str, Launch]:
     """By name, on the meta device."""
-    tensors = {name: torch.empty(shape, dtype=torch.float16, device="meta") for name, (shape, _) in shapes(problem).items()}
+    tensors = {
+        name: torch.empty(shape, dtype=torch.float16, device="meta") for name, (shape, _) in shapes(problem).items()
+    }
     kernel = KERNELS[problem.pass_]
     wanted = kernel.workspaces(**{name: tensors[name] for name in operation_for(problem).inputs})
     scratch = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in wanted.items()}
@@ -70,7 +72,9 @@ def test_steps_are_the_blocks_of_the_band(
         assert_steps(launch, by_query, repeats)
         assert launch.grid[1] * launch.grid[2] * repeats == 12
         assert launch.steps.flops_per_step == 2 * block_m * block_n * (64 + 64)
-    backward = BACKWARD | {f"{name}_block_{side}": block for name in ("dkdv", "dq") for side, block in zip("mn", blocks)}
+    backward = BACKWARD | {
+        f"{name}_block_{side}": block for name in ("dkdv", "dq") for side, block in zip("mn", blocks, strict=True)
+    }
     found = launches(problem.replace(pass_="bwd"), backward)
     assert_steps(found["flash_bwd_dq_kernel"], by_query, 1)
     assert_steps(found["flash_bwd_dkdv_kernel"], [(3 * plain, 3 * masked) for plain, masked in by_key], 1)
@@ -81,7 +85,9 @@ def test_steps_are_the_blocks_of_the_band(
 
 def test_one_loop_masks_every_step() -> None:
     problem = parse_problem("b1 h1 s128 d64 fp16 causal")
-    split, single = (next(iter(launches(problem, FORWARD | {"loops": loops}).values())) for loops in ("split", "single"))
+    split, single = (
+        next(iter(launches(problem, FORWARD | {"loops": loops}).values())) for loops in ("split", "single")
+    )
     assert split.steps is not None and single.steps is not None
     assert not any(single.steps.plain)
     assert list(single.steps.masked) == [sum(pair) for pair in zip(split.steps.plain, split.steps.masked, strict=True)]

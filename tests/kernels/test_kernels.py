@@ -47,9 +47,23 @@ def child(command: list[str], **environment: str) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("name", INTERPRETED)
 def test_interpreted(name: str) -> None:
-    command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", f"python_files={name}", f"tests/kernels/{name}"]
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        f"python_files={name}",
+        f"tests/kernels/{name}",
+    ]
     # Triton 3.6 turns arrays of one element into numbers in a way that numpy will not allow for ever.
-    ran = child([*command, "-W", "ignore:Conversion of an array with ndim:DeprecationWarning"], TRITON_INTERPRET="1", **ONE_THREAD)
+    ran = child(
+        [*command, "-W", "ignore:Conversion of an array with ndim:DeprecationWarning"],
+        TRITON_INTERPRET="1",
+        **ONE_THREAD,
+    )
     assert ran.returncode == 0 and " passed" in ran.stdout, ran.stdout[-6000:] + ran.stderr[-2000:]
 
 
@@ -79,6 +93,8 @@ def test_every_default_compiles_without_spills(device: str) -> None:
 
 def test_a_default_that_spills_would_be_seen() -> None:
     """The complaint is not blind: 128 by 128 scores of fp32 in four warps cannot fit."""
-    ran = child(["-m", "tests.kernels.compiled_defaults", json.dumps([("h200", "b2 h8 s4096 d256 bf16 causal bwd")]), "large"])
+    ran = child(
+        ["-m", "tests.kernels.compiled_defaults", json.dumps([("h200", "b2 h8 s4096 d256 bf16 causal bwd")]), "large"]
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert any(entry["spill_bytes"] > 0 for entry in json.loads(ran.stdout))

@@ -1,0 +1,239 @@
+"""An attention under test, ours or anybody's, and how one of our kernels is run where every wrong access leaves a trace.
+
+A subject answers a question (a problem and its input tensors) with outputs by name and with faults in words. Refuses to judge
+numbers, to choose inputs, and to catch what a subject raises: a crash is the caller's to report.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from harness import bounds, inputs
+from harness.bounds import RoundingContract
+from harness.inputs import Guarded, Placement
+from harness.operation import operation_for, problem_keywords, shapes
+from harness.problem import Problem
+from harness.space import Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """What a subject gave back: out and lse, or dq, dk and dv; a subject that has no lse leaves it out.
+
+    `faults` are in words: unwritten elements, writes to inputs or beside outputs, a wrong shape or dtype, nothing launched.
+    """
+
+    outputs: Mapping[str, Tensor]
+    faults: tuple[str, ...] = ()
+
+
+class Subject(Protocol):
+    """An implementation of attention. `name` is for reports."""
+
+    @property
+    def name(self) -> str: ...
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why it cannot do this problem, in words; None if it can."""
+        ...
+
+    def contract(self, problem: Problem) -> RoundingContract:
+        """What it may round in this problem."""
+        ...
+
+    def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
+        """Answer `problem`. `inputs` are q, k, v, and out, lse, dout for a backward problem, with any strides.
+
+        A subject that makes its own out and lse ignores those given.
+        """
+        ...
+
+
+class Kernel(Protocol):
+    """A loaded kernel file, see `kernels/__init__.py`."""
+
+    PASS: str
+
+    def launches(self, **arguments: Any) -> Any: ...
+
+    def workspaces(self, **tensors: Tensor) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """The memory that one run of a kernel left behind. `ran` counts the launches."""
+
+    given: tuple[Guarded, ...]
+    made: tuple[Guarded, ...]
+    scratch: tuple[Guarded, ...]
+    ran: int
+
+    def views(self) -> dict[str, Tensor]:
+        return {output.name: output.view for output in self.made}
+
+    def faults(self, case: str) -> list[str]:
+        """What went wrong beside the numbers, in words; `case` says what was run."""
+        found = [f"input {tensor.name} of `{case}` was written to" for tensor in self.given if not tensor.unchanged()]
+        for tensor in (*self.made, *self.scratch):
+            distance = tensor.stray_write()
+            if distance is not None:
+                found.append(
+                    f"memory {distance:+d} elements from the start of {tensor.name} of `{case}` was written to"
+                )
+        if not self.ran:
+            found.append(f"nothing was launched for `{case}`")
+        for output in self.made:
+            count = int(output.unwritten().sum())
+            if count:
+                found.append(f"{count} of {output.view.numel()} elements of {output.name} of `{case}` were not written")
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Where a kernel finds its outputs and workspaces: on which device, poisoned with NaN or (`large`) with a large number.
+
+    `outputs` places outputs by name; those not named lie as the problem's layout says.
+    """
+
+    device: str = "cpu"
+    large: bool = False
+    outputs: Mapping[str, Placement] = field(default_factory=dict)
+
+
+def launch_guarded(
+    kernel: Kernel, problem: Problem, given: Sequence[Guarded], config: Mapping[str, Value], memory: Memory
+) -> Run:
+    """Launch everything that `kernel` wants for `problem` on `given` inputs and on new outputs and workspaces.
+
+    Outputs have the dtype of q; log-sum-exps fp32, or fp64 where q is fp64.
+    """
+    made = _outputs(problem, given[0].view.dtype, memory)
+    return _launch(kernel, problem, given, made, _workspaces(kernel, given, memory), config)
+
+
+def _outputs(problem: Problem, dtype: torch.dtype, memory: Memory) -> list[Guarded]:
+    made = []
+    for name in operation_for(problem).outputs:
+        shape, stored = shapes(problem)[name]
+        placement = memory.outputs.get(name, inputs.placement_for(problem.layout, len(shape)))
+        wanted = torch.promote_types(dtype, torch.float32) if name == "lse" and stored == "fp32" else dtype
+        made.append(inputs.unwritten(name, shape, wanted, placement, device=memory.device, large=memory.large))
+    return made
+
+
+def _workspaces(kernel: Kernel, given: Sequence[Guarded], memory: Memory) -> list[Guarded]:
+    wanted = kernel.workspaces(**{tensor.name: tensor.view for tensor in given})
+    return [
+        inputs.unwritten(
+            name, shape, dtype, Placement(order=tuple(range(len(shape)))), device=memory.device, large=memory.large
+        )
+        for name, (shape, dtype) in wanted.items()
+    ]
+
+
+def _launch(
+    kernel: Kernel,
+    problem: Problem,
+    given: Sequence[Guarded],
+    made: Sequence[Guarded],
+    scratch: Sequence[Guarded],
+    config: Mapping[str, Value],
+) -> Run:
+    tensors = {tensor.name: tensor.view for tensor in (*given, *made, *scratch)}
+    launches = kernel.launches(**tensors, **problem_keywords(problem), **config)
+    for launch in launches:
+        launch.run()
+    if given[0].storage.is_cuda:
+        torch.cuda.synchronize()
+    return Run(given=tuple(given), made=tuple(made), scratch=tuple(scratch), ran=len(launches))
+
+
+def least_keys(config: Mapping[str, Value]) -> int:
+    """The fewest keys that a config attends to at once: how often a row is rescaled."""
+    sides = [value for name, value in config.items() if "block_n" in name and not isinstance(value, str | bool)]
+    return min(sides, default=16)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class KernelSubject:
+    """A kernel file under one config, on guarded inputs and poisoned outputs and workspaces.
+
+    Inputs are copied, with their strides and their alignment, so nothing that is handed in can be damaged. `place` says
+    where to: "fresh" memory in every run, or the "same" as in the last run that had the same shapes and strides, which is
+    what a kernel that remembers pointers, or reads what an earlier run left, would trip over.
+
+    `double` is the fp64 mode: inputs are converted to fp64, and the same source computes in it. That is for kernels whose
+    sums have a type that follows the inputs, in Triton's interpreter only. Constants of a kernel remain fp32 there, which
+    its contract says, so the derived bound is that of the algorithm without its roundings.
+
+    `large` poisons with a large number instead of NaN, `outputs` places outputs by name (see `Memory`).
+    """
+
+    kernel: Kernel
+    config: Mapping[str, Value]
+    device: str = "cpu"
+    place: Literal["fresh", "same"] = "fresh"
+    double: bool = False
+    large: bool = False
+    outputs: Mapping[str, Placement] = field(default_factory=dict)
+    # Tensors of earlier runs, by what has to agree for their memory to be used again.
+    _kept: dict[tuple[Any, ...], Guarded] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        kernel = getattr(self.kernel, "__name__", type(self.kernel).__name__).rpartition(".")[2]
+        return f"{kernel} in fp64" if self.double else kernel
+
+    def refuses(self, problem: Problem) -> str | None:
+        if problem.pass_ != self.kernel.PASS:
+            return f"{self.name} computes the {self.kernel.PASS} pass only"
+        return None
+
+    def contract(self, problem: Problem) -> RoundingContract:
+        dtype = "fp64" if self.double else problem.dtype
+        return bounds.contract_for(dtype, key_block=least_keys(self.config))
+
+    def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
+        """See `Subject.run`; a backward pass uses the out and lse that it is given."""
+        found = self.run_guarded(problem, inputs)
+        return Answer(outputs=found.views(), faults=tuple(found.faults(str(problem))))
+
+    def run_guarded(self, problem: Problem, values: Mapping[str, Tensor]) -> Run:
+        """The same, with all memory that took part."""
+        operation = operation_for(problem)
+        memory = Memory(device=self.device, large=self.large, outputs=self.outputs)
+        given = [
+            self._lay(inputs.place_as(name, self._converted(values[name]), device=self.device))
+            for name in operation.inputs
+        ]
+        made = [self._lay(tensor) for tensor in _outputs(problem, given[0].view.dtype, memory)]
+        scratch = [self._lay(tensor) for tensor in _workspaces(self.kernel, given, memory)]
+        return _launch(self.kernel, problem, given, made, scratch, self.config)
+
+    def _converted(self, values: Tensor) -> Tensor:
+        if not self.double or values.dtype == torch.float64:
+            return values
+        # Strides carry over, also those that no ordinary conversion keeps: padding and stride 0.
+        wide = torch.empty(0, dtype=torch.float64, device=values.device)
+        wide.resize_(values.untyped_storage().nbytes() // values.element_size())
+        wide = wide.as_strided(values.shape, values.stride(), values.storage_offset())
+        reach = inputs.reachable(wide, wide)
+        reach.copy_(inputs.reachable(values, values))
+        return wide
+
+    def _lay(self, tensor: Guarded) -> Guarded:
+        """`tensor`, in the memory of an earlier run if that is wanted and there is one."""
+        if self.place == "fresh":
+            return tensor
+        view = tensor.view
+        key = (tensor.name, view.dtype, tuple(view.shape), view.stride(), view.storage_offset(), len(tensor.storage))
+        if key not in self._kept:
+            self._kept[key] = tensor
+            return tensor
+        kept = self._kept[key]
+        kept.storage.copy_(tensor.storage)
+        return Guarded(name=tensor.name, view=kept.view, storage=kept.storage, pristine=tensor.pristine)
