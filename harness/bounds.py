@@ -38,7 +38,9 @@ class RoundingContract:
     of exp2 with its argument exact, `constant` the relative error that a scale, log2(e) or ln(2) has beside its roundings
     (fp64 arithmetic with fp32 constants). `key_block` is the number of keys between two rescalings of the accumulator.
     `chained`: a backward pass was given the out and lse of a forward kernel under the same contract; otherwise the exact
-    ones, rounded to storage and to fp32.
+    ones, rounded to storage and to fp32. `reproducible`: equal numbers give equal bits wherever they lie (in another head
+    or batch, with other strides), which a library that leaves sums to BLAS cannot promise. `summed_delta`: delta is
+    the sum of P dP over the keys, as a softmax that stores P computes it, and not of out dout.
     """
 
     storage: float
@@ -52,6 +54,8 @@ class RoundingContract:
     constant: float = 0.0
     key_block: int = 16
     chained: bool = False
+    reproducible: bool = True
+    summed_delta: bool = False
 
 
 # Roundoff, underflow, largest finite. Hardware exp2 and fp32 arithmetic may flush subnormal results to zero.
@@ -265,7 +269,9 @@ def _forward_noise(block: oracle.Rows, terms: _Terms) -> tuple[_Noise, _Noise]:
     exponent = (
         _score_error(block, terms)
         + _single(unit * _finite(block.scores - block.maximum.unsqueeze(-1)) + contract.exponential)
-        + _steady((2 * unit + contract.constant) * maximum.unsqueeze(-1) + rescalings * (contract.exponential + 2 * unit))
+        + _steady(
+            (2 * unit + contract.constant) * maximum.unsqueeze(-1) + rescalings * (contract.exponential + 2 * unit)
+        )
     )
     shifted = exponent.scaled(block.weights * terms.relative(exponent))
     normaliser = shifted.total().columns + terms.sum(added, torch.ones_like(block.out[..., :1]))
@@ -317,6 +323,12 @@ def _slope_noise(block: oracle.Rows, slope: oracle.Slopes, terms: _Terms) -> _Sl
     weights = exponent.scaled(block.weights * terms.relative(exponent))
     difference = (slope.d_weights - slope.delta.unsqueeze(-1)).abs()
     dots = terms.sum(block.v.shape[-1], upstream @ block.v.abs().mT)
+    if contract.summed_delta:
+        size = block.weights * slope.d_weights.abs()
+        delta += (
+            weights.scaled(slope.d_weights) + dots.scaled(block.weights) + _single(contract.operand * size)
+        ).total()
+        delta += terms.sum(block.visible.sum(-1), size.sum(-1))
     local = weights.scaled(difference) + (dots + _single(3 * unit * difference)).scaled(block.weights)
     size = slope.d_scores.abs() + terms.value(local) + block.weights * terms.value(delta).unsqueeze(-1)
     return _SlopeNoise(

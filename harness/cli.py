@@ -54,6 +54,15 @@ def build_parser() -> argparse.ArgumentParser:
     space.add_argument("--problem", metavar="P", required=True)
     space.add_argument("--target", metavar="T", help="device (default: h200)")
 
+    fuzz = _verb(verbs, "fuzz", "search for a counterexample; shrink it; keep it in results/corpus")
+    fuzz.add_argument("kernel", metavar="KERNEL")
+    fuzz.add_argument("--time", metavar="T", default="60s", help="how long, e.g. 90s, 10m (default: 60s)")
+    fuzz.add_argument("--cases", metavar="N", type=int, default=10**9, help="at most so many cases")
+    fuzz.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same cases (default: 0)")
+
+    replay = _verb(verbs, "replay", "ask every judge about one counterexample again")
+    replay.add_argument("what", metavar="FILE", help="a corpus file, or the id in its name")
+
     _verb(verbs, "doctor", "what is on this machine, and whether a measurement here could be trusted")
 
     show = _verb(verbs, "show", "champions; with --failed the failures of the journals by reason")
@@ -102,10 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    from harness import commands
+    from harness import commands, proving
 
     verbs = {
         "tune": commands.run_tune,
+        "fuzz": proving.run_fuzz,
+        "replay": proving.run_replay,
         "space": commands.run_space,
         "doctor": commands.run_doctor,
         "show": commands.run_show,

@@ -72,7 +72,7 @@ def run_tune(options: argparse.Namespace) -> int:
         settled = _run_tasks(tasks, runner, journal, budget, options)
     saved = _save(settled, workspace, setting, options)
     if options.json:
-        _print_document(
+        print_document(
             "tune", documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path)
         )
     else:
@@ -134,7 +134,7 @@ def run_space(options: argparse.Namespace) -> int:
     if options.json:
         census = space.census
         document = documents.SpaceDocument(size=census.size, legal=census.legal, pruned=census.pruned)
-        _print_document("space", document)
+        print_document("space", document)
         return 0
     whys = {rule.name: rule.why for rule in space.rules}
     out = report.open_console(sys.stdout)
@@ -164,7 +164,7 @@ def run_doctor(options: argparse.Namespace) -> int:
         ),
     )
     if options.json:
-        _print_document("doctor", document)
+        print_document("doctor", document)
     else:
         for line in report.doctor_lines(document):
             report.open_console(sys.stdout).print(line)
@@ -188,7 +188,7 @@ def run_show(options: argparse.Namespace) -> int:
             )
         )
     if options.json:
-        _print_document("show", document)
+        print_document("show", document)
     else:
         for line in report.show_lines(document, failed=options.failed):
             report.open_console(sys.stdout).print(line)
@@ -197,18 +197,25 @@ def run_show(options: argparse.Namespace) -> int:
 
 def parse_budget(text: str) -> Budget:
     """`24` is trials per problem, `90s`, `10m`, `1h` is time per problem. Raises `UsageError`."""
-    match = re.fullmatch(r"(\d+)([smh]?)", text)
-    if not match or int(match[1]) == 0:
+    match = re.fullmatch(r"([1-9]\d*)([smh]?)", text)
+    if not match:
         raise UsageError(
             f"the budget `{text}` cannot be read",
             hint="give trials per problem (`24`) or time per problem (`90s`, `10m`)",
         )
-    if not match[2]:
-        return Budget(trials=int(match[1]))
-    return Budget(seconds=int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]])
+    return Budget(seconds=parse_seconds(text)) if match[2] else Budget(trials=int(match[1]))
 
 
-def _print_document(name: str, document: Any) -> None:
+def parse_seconds(text: str) -> float:
+    """Seconds of `90s`, `10m`, `1h`. Raises `UsageError`."""
+    match = re.fullmatch(r"([1-9]\d*)([smh])", text)
+    if not match:
+        raise UsageError(f"the time `{text}` cannot be read", hint="write for example `90s`, `10m` or `1h`")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def print_document(name: str, document: Any) -> None:
+    """Print one of `harness.documents` on stdout."""
     print(documents.DOCUMENTS[name].dump_json(document, indent=1).decode())
 
 
@@ -282,8 +289,8 @@ def _open_run(options: argparse.Namespace, workspace: Workspace, setting: Settin
         "arch": setting.device.arch,
         "mode": setting.mode,
         "driver": setting.driver,
-        "triton": _version("triton"),
-        "torch": _version("torch"),
+        "triton": package_version("triton"),
+        "torch": package_version("torch"),
         "kernel_digest": workspace.kernel_digest(options.kernel),
         "judge_digest": digest_modules(_JUDGES),
         "gate_seed": options.seed,
@@ -297,7 +304,8 @@ def _journals(options: argparse.Namespace, workspace: Workspace, kernels: Sequen
     return sorted(path for name in kernels for path in _runs(options, workspace).glob(f"{name}-*.jsonl"))
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a package, without importing it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -323,8 +331,8 @@ def _save(
 
 def _environment(settled: Settled, workspace: Workspace, setting: Setting, options: argparse.Namespace) -> Environment:
     return Environment(
-        toolchain=f"triton {_version('triton')}",
-        torch=_version("torch"),
+        toolchain=f"triton {package_version('triton')}",
+        torch=package_version("torch"),
         driver=setting.driver,
         kernel_digest=workspace.kernel_digest(options.kernel),
         space_digest=settled.space.fingerprint,

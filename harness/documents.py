@@ -122,11 +122,46 @@ class ShowDocument:
     failures: tuple[FailureDocument, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class FuzzDocument:
+    """What `flashtune fuzz --json` prints. `oracles` counts the cases that each judge had something to compare in;
+    `largest` is the greatest error over bound by output among the cases that passed; `counterexamples` are files."""
+
+    cases: int
+    seconds: float
+    verdicts: Mapping[str, int]
+    oracles: Mapping[str, int]
+    largest: Mapping[str, float]
+    counterexamples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class ReplayedJudge:
+    """What one judge said of a replayed case: `detail` is empty if it found nothing wrong, `worst` the largest error over
+    bound of its `checks` comparisons."""
+
+    judge: str
+    detail: str
+    worst: float | None
+    checks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class ReplayDocument:
+    """What `flashtune replay FILE --json` prints."""
+
+    file: str
+    problem: str
+    judges: tuple[ReplayedJudge, ...]
+
+
 DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "tune": TypeAdapter(TuneDocument),
     "space": TypeAdapter(SpaceDocument),
     "doctor": TypeAdapter(DoctorDocument),
     "show": TypeAdapter(ShowDocument),
+    "fuzz": TypeAdapter(FuzzDocument),
+    "replay": TypeAdapter(ReplayDocument),
 }
 
 

@@ -35,6 +35,10 @@ class ProblemError(UsageError):
     """The attention problem is malformed or impossible. Common cause: query heads no multiple of key/value heads."""
 
 
+class RefusedError(HarnessError):
+    """A subject was asked a problem that it says it cannot do. Common cause: a property asks a relative of the problem."""
+
+
 class MachineError(HarnessError):
     """The machine cannot do what was asked. Common causes: no GPU, no torch, a folder that cannot be written."""
 

@@ -189,7 +189,8 @@ class Memory:
             return Reach(addresses, mask)
         low, high = int(active.min()), int(active.max())
         one = self._by_slot.get(low >> SLOT_BITS)
-        if one and one.quiet and not writes and one.size == width and one.spans(low, high):
+        aligned = not int(np.bitwise_or.reduce(active)) & (width - 1)
+        if one and one.quiet and not writes and one.size == width and aligned and one.spans(low, high):
             return Reach(addresses - np.uint64(one.shown - one.real), mask)
         lanes = np.arange(active.size) if lanes is None else lanes
         reach = Reach(addresses.flatten(), mask)

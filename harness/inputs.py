@@ -121,7 +121,7 @@ def place_as(name: str, given: Tensor, *, device: str = "cpu") -> Guarded:
     Strides must not let two elements overlap otherwise.
     """
     found = _between_guards(
-        name, tuple(given.shape), given.dtype, given.stride(), shift=given.storage_offset() % _ALIGNMENT
+        name, tuple(given.shape), given.dtype, given.stride(), shift=int(given.storage_offset()) % _ALIGNMENT
     )
     reachable(found.storage, found.view).copy_(reachable(given, given).to("cpu").contiguous().view(_BITS[given.dtype]))
     return _sealed(found, device)

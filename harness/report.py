@@ -130,6 +130,31 @@ class Bar:
         self._progress.update(self._task, advance=1, description=f"{tried.problem}  {best}{failed}")
 
 
+class FuzzBar:
+    """A live line of a fuzzing campaign on a terminal: cases so far against time and count."""
+
+    def __init__(self, console: Console, *, shown: bool, seconds: float, cases: int) -> None:
+        self._limits = (seconds, cases)
+        self._progress = Progress(
+            SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn(),
+            console=console, disable=not shown, transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task("starting", total=1.0)
+
+    def __enter__(self) -> "FuzzBar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, cases: int, seconds: float) -> None:
+        done = max(seconds / self._limits[0], cases / self._limits[1])
+        self._progress.update(self._task, completed=done, description=f"{plural(cases, 'case')}, nothing wrong")
+
+
 def settled_lines(settled: Settled, mode: Mode) -> Text:
     """A problem's champion in the look of a measurement tool."""
     text = Text()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness import bounds, inputs
 from harness.bounds import RoundingContract
+from harness.errors import RefusedError
 from harness.inputs import Guarded, Placement
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem
@@ -144,7 +145,10 @@ def _launch(
     config: Mapping[str, Value],
 ) -> Run:
     tensors = {tensor.name: tensor.view for tensor in (*given, *made, *scratch)}
-    launches = kernel.launches(**tensors, **problem_keywords(problem), **config)
+    try:
+        launches = kernel.launches(**tensors, **problem_keywords(problem), **config)
+    except ValueError as refusal:
+        raise RefusedError(f"the kernel refuses `{problem}`: {refusal}") from refusal
     for launch in launches:
         launch.run()
     if given[0].storage.is_cuda:

@@ -147,18 +147,13 @@ class ProcessRunner:
             except FutureTimeoutError:
                 return TimedOut(stage=stage, limit_s=limit)
             except ProcessExpired as expired:
-                return _failure(stage, _describe_exit(expired.exitcode), _tail(self._logs / f"{expired.pid}.log"))
+                return _failure(stage, describe_exit(expired.exitcode), _tail(self._logs / f"{expired.pid}.log"))
 
         return wait
 
     def _pool(self, name: str) -> ProcessPool:
         if name not in self._pools:
-            environment = {
-                "TRITON_INTERPRET": "1" if name == "interpreter" else "0",
-                "TRITON_CACHE_DIR": str(self.cache),
-            }
-            # Two children on two cores are faster than four that each believe to have two.
-            environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+            environment = _variables(interpret=name == "interpreter") | {"TRITON_CACHE_DIR": str(self.cache)}
             cap = 0 if name == "device" else self.limits.memory_bytes
             self._pools[name] = ProcessPool(
                 max_workers=1 if name == "device" else self.jobs,
@@ -167,6 +162,17 @@ class ProcessRunner:
                 context=multiprocessing.get_context("spawn"),
             )
         return self._pools[name]
+
+
+def child_environment(*, interpret: bool) -> dict[str, str]:
+    """All environment variables of a child process, in which Triton interprets or compiles."""
+    return dict(os.environ) | _variables(interpret=interpret)
+
+
+def _variables(*, interpret: bool) -> dict[str, str]:
+    # Two children on two cores are faster than four that each believe to have two.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {"TRITON_INTERPRET": "1" if interpret else "0", **threads}
 
 
 def _settle(environment: dict[str, str], memory_bytes: int, logs: Path) -> None:
@@ -257,7 +263,7 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _describe_exit(code: int) -> str:
+def describe_exit(code: int) -> str:
     # The pool reports a death by signal as the negative number or as 128 and the number, by how it learned of it.
     number = -code if code < 0 else code - 128
     try:

@@ -80,21 +80,67 @@ def flash_bwd_rows_kernel(
 
 
 @triton.jit
+def _member_tiles_at_zero(
+    base, group, length, stride_head, stride_row, stride_col, COLS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr, GROUPED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """`tile_at_zero` of the first member of a group; a descriptor covers all members."""
+    if GROUPED and TMA:
+        at_zero = tl.make_tensor_descriptor(
+            base, [group, length, COLS], [stride_head, stride_row, 1], [1, BLOCK_ROWS, BLOCK_COLS]
+        )
+    else:
+        at_zero = tile_at_zero(base, length, stride_row, stride_col, COLS, BLOCK_ROWS, BLOCK_COLS, TMA, WIDE)
+    return at_zero
+
+
+@triton.jit
+def _load_member_tile(
+    at_zero, member, start, length, stride_head, stride_row, COLS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr, CHECK_ROWS: tl.constexpr, GROUPED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """`load_tile` from one member of a group."""
+    if GROUPED and TMA:
+        tile = at_zero.load([member, start, 0]).reshape(BLOCK_ROWS, BLOCK_COLS)
+    elif GROUPED:
+        at_member = at_zero + tl.cast(member, tl.int64) * stride_head
+        tile = load_tile(at_member, start, length, stride_row, COLS, BLOCK_ROWS, BLOCK_COLS, CHECK_ROWS, TMA)
+    else:
+        tile = load_tile(at_zero, start, length, stride_row, COLS, BLOCK_ROWS, BLOCK_COLS, CHECK_ROWS, TMA)
+    return tile
+
+
+@triton.jit
+def _member_and_index(i, count, GROUPED: tl.constexpr):
+    """Step i of a walk over `count` blocks of every member of a group."""
+    member = 0
+    index = i
+    if GROUPED:
+        member = i // count
+        index = i - member * count
+    return member, index
+
+
+@triton.jit
 def _gather_dkdv(
-    k, v, dk, dv, q_at, do_at, lse_base, delta_base, start, key, scale, q_len, offset, left, right,
-    stride_q_row, stride_dout_row, stride_lse_row, stride_delta_row,
+    k, v, dk, dv, q_at, do_at, lse_base, delta_base, member, start, key, scale, q_len, offset, left, right,
+    stride_q_head, stride_q_row, stride_dout_head, stride_dout_row, stride_lse_head, stride_lse_row,
+    stride_delta_head, stride_delta_row,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, TMA: tl.constexpr,
+    EVEN: tl.constexpr, GROUPED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """What queries start... start + BLOCK_M add to (dk, dv); scores lie transposed, keys by queries."""
+    """What queries start... of one head of the group add to (dk, dv); scores lie transposed, keys by queries."""
     CHECK: tl.constexpr = MASKED and not EVEN
     query = start + tl.arange(0, BLOCK_M)
 
     # Load
-    q = load_tile(q_at, start, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, CHECK, TMA)
-    lse_at = lse_base + query.to(tl.int64) * stride_lse_row
-    delta_at = delta_base + query.to(tl.int64) * stride_delta_row
+    q = _load_member_tile(
+        q_at, member, start, q_len, stride_q_head, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, CHECK, GROUPED, TMA
+    )
+    whole_member = tl.cast(member, tl.int64)
+    lse_at = lse_base + whole_member * stride_lse_head + query.to(tl.int64) * stride_lse_row
+    delta_at = delta_base + whole_member * stride_delta_head + query.to(tl.int64) * stride_delta_row
     if CHECK:
         lse = tl.load(lse_at, mask=query < q_len, other=float("inf"))
         delta = tl.load(delta_at, mask=query < q_len, other=0.0)
@@ -115,7 +161,9 @@ def _gather_dkdv(
     p = tl.exp2(s)
 
     # Accumulate
-    do = load_tile(do_at, start, q_len, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, CHECK, TMA)
+    do = _load_member_tile(
+        do_at, member, start, q_len, stride_dout_head, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, CHECK, GROUPED, TMA
+    )
     dv = product(rounded(p, do.dtype), do, dv)
     dp = product(v, tl.trans(do), tl.zeros([k.shape[0], BLOCK_M], dtype=dk.dtype))
     ds = p * (dp - delta[None, :])
@@ -137,8 +185,8 @@ def flash_bwd_dkdv_kernel(
     scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, rows,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
-    STAGES: tl.constexpr, ACC: tl.constexpr,
+    EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, GROUPED: tl.constexpr,
+    TMA: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys of one head. The band is that of keys (rows) and queries (columns). `scale` and `lse_two`
     are to base 2."""
@@ -167,28 +215,40 @@ def flash_bwd_dkdv_kernel(
     first, plain_first, plain_last, last = band_blocks(
         start_n, last_key, offset, left, right, q_len, BLOCK_M, HAS_LEFT, HAS_RIGHT
     )
-    for member in tl.range(0, group):
-        head = kv_head * group + member
-        q_base = q + batch * stride_q_batch + head * stride_q_head
-        do_base = dout + batch * stride_dout_batch + head * stride_dout_head
-        lse_base = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head
-        delta_base = delta + batch * stride_delta_batch + head * stride_delta_head
-        q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA, WIDE)
-        do_at = tile_at_zero(do_base, q_len, stride_dout_row, stride_dout_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, TMA, WIDE)
-        for block in tl.range(plain_first, plain_last, num_stages=STAGES):
+    # One walk over all heads of the group, not a loop in a loop: blocks of the next head arrive during the last ones of
+    # this head, and fewer numbers are kept in registers.
+    head = kv_head * group
+    q_base = q + batch * stride_q_batch + head * stride_q_head
+    do_base = dout + batch * stride_dout_batch + head * stride_dout_head
+    lse_base = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head
+    delta_base = delta + batch * stride_delta_batch + head * stride_delta_head
+    q_at = _member_tiles_at_zero(
+        q_base, group, q_len, stride_q_head, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, GROUPED, TMA, WIDE
+    )
+    do_at = _member_tiles_at_zero(
+        do_base, group, q_len, stride_dout_head, stride_dout_row, stride_dout_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV,
+        GROUPED, TMA, WIDE,
+    )  # fmt: skip
+    plain = plain_last - plain_first
+    for i in tl.range(0, group * plain, num_stages=STAGES):
+        member, index = _member_and_index(i, plain, GROUPED)
+        dk_sum, dv_sum = _gather_dkdv(
+            k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, (plain_first + index) * BLOCK_M, key,
+            scale, q_len, offset, left, right, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
+            stride_lse_two_head, stride_lse_two_row, stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM,
+            BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA,
+        )  # fmt: skip
+    if HAS_LEFT or HAS_RIGHT or not EVEN:
+        masked = last - first - plain
+        for i in tl.range(0, group * masked, num_stages=STAGES):
+            member, index = _member_and_index(i, masked, GROUPED)
+            block = masked_block(index, first, plain_first, plain_last, HAS_LEFT)
             dk_sum, dv_sum = _gather_dkdv(
-                k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, block * BLOCK_M, key, scale, q_len,
-                offset, left, right, stride_q_row, stride_dout_row, stride_lse_two_row, stride_delta_row,
-                HEAD_DIM, V_HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+                k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, block * BLOCK_M, key,
+                scale, q_len, offset, left, right, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
+                stride_lse_two_head, stride_lse_two_row, stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM,
+                BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA,
             )  # fmt: skip
-        if HAS_LEFT or HAS_RIGHT or not EVEN:
-            for i in tl.range(0, plain_first - first + last - plain_last, num_stages=STAGES):
-                block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
-                dk_sum, dv_sum = _gather_dkdv(
-                    k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, block * BLOCK_M, key, scale, q_len,
-                    offset, left, right, stride_q_row, stride_dout_row, stride_lse_two_row, stride_delta_row,
-                    HEAD_DIM, V_HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
-                )  # fmt: skip
 
     # Store
     dk_base = dk + batch * stride_dk_batch + kv_head * stride_dk_head
@@ -346,6 +406,11 @@ def launches(
         primitives.require_choice(**{f"{name}_load": (tile.load, ("pointer", "tma"))})
         if tile.load == "tma":
             primitives.require_tma(q=q, k=k, v=v, dout=dout)
+    if dkdv.load == "tma" and q.shape[1] > k.shape[1]:
+        # One descriptor spans the heads of a group.
+        for name, tensor in {"q": q, "dout": dout}.items():
+            if tensor.stride(1) <= 0:
+                raise ValueError(f"dkdv_load='tma' needs heads apart from each other, but {name} has head stride 0")
     band = primitives.band_of(
         q.shape[2], k.shape[2], window_left=window_left, window_right=window_right, top_left=top_left
     )
@@ -403,7 +468,7 @@ def _dkdv_launch(
     group = q.shape[1] // kv_heads
     plain, masked = primitives.band_steps(band, tile.block_n, tile.block_m)
     grid = primitives.folded_grid(len(plain), batch * kv_heads)
-    constants = _constants(tensors, outputs, band, tile, tile.block_m) | {"FOLDED": grid[2] > 1}
+    constants = _constants(tensors, outputs, band, tile, tile.block_m) | {"FOLDED": grid[2] > 1, "GROUPED": group > 1}
     arguments = _arguments(tensors, outputs, band, scale)
     arguments |= {"kv_heads": kv_heads, "group": group, "rows": batch * kv_heads}
     steps = Steps(

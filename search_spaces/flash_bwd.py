@@ -121,10 +121,10 @@ def _default_tiles(
             return (16, 32, 8, 1), (32, 16, 4 if widest <= 64 else 8, 1)
         # ptxas aims at several blocks per multiprocessor and then spills a few bytes: what avoids it differs by arch.
         if uneven:
-            dkdv_warps = 4 if device.arch in ("sm_89", "sm_100") else 8
-            stages = 2 if device.arch == "sm_80" else 1
-            return (16, 16, dkdv_warps, stages), (16, 16, 8, stages)
-        return (16, 16, 8, 1), (16, 16, 4 if device.compute_capability >= 100 else 8, 1)
+            return (16, 16, 8 if device.arch == "sm_90" else 4, 1), (16, 16, 8, 2 if device.arch == "sm_80" else 1)
+        if device.compute_capability >= 100:
+            return (16, 16, 8, 2), (16, 16, 4, 1)
+        return (16, 16, 8, 1), (16, 16, 8, 1)
     if device.vendor != "cuda":
         return ((32, 64, 4, 1), (64, 32, 4, 1)) if widest <= 128 else ((16, 32, 4, 1), (32, 16, 4, 1))
     if device.compute_capability >= 90:
@@ -132,7 +132,9 @@ def _default_tiles(
             return (64, 128, 8, 2), (128, 64, 8, 2)
         if widest <= 128:
             return (32 if device.compute_capability < 100 else 64, 128, 8, 2), (128, 64, 8, 2)
-        return (32 if uneven else 16, 64, 8, 2), (64, 32, 8, 2)
+        if uneven:
+            return (32, 64, 8, 2), (64, 32, 8, 2)
+        return (32, 64, 8, 1) if device.compute_capability >= 100 else (16, 64, 8, 2), (64, 32, 8, 2)
     if widest <= 64:
         return (32, 128, 8, 2), (128, 32, 8, 2)
     return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 64 if uneven else 32, 8, 1), (64, 16, 8, 1))

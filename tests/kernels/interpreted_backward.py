@@ -160,6 +160,10 @@ def test_equal_questions_get_equal_bits() -> None:
 def test_descriptors_are_refused_where_the_hardware_has_none() -> None:
     with pytest.raises(ValueError, match="dout has row stride 0"):
         ask("b1 h1 s17 d16 bf16 bwd", tiles(16, 32, "tma"), placements={"dout": PLACEMENTS["expanded rows"]})
+    heads = Placement(order=(0, 1, 2, 3), expanded=(1,))
+    with pytest.raises(ValueError, match="q has head stride 0"):
+        ask("b1 h2/1 s17 d16 bf16 bwd", tiles(16, 32, "tma"), placements={"q": heads})
+    check(ask("b1 h2 s17 d16 bf16 bwd", tiles(16, 32, "tma"), placements={"q": heads}))
     with pytest.raises(ValueError, match="dq_block_n must be a power of two"):
         ask("b1 h1 s17 d16 bf16 bwd", {"dq_block_n": 20})
     with pytest.raises(ValueError, match="dkdv_load must be one of"):

@@ -88,7 +88,8 @@ def test_defaults_compile_without_spills() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ARCHITECTURES)
 def test_every_default_compiles_without_spills(device: str) -> None:
-    assert not complaints([job for job in ALL if job[0] == device])
+    found = complaints([job for job in ALL if job[0] == device])
+    assert not found, "\n".join(found)
 
 
 def test_a_default_that_spills_would_be_seen() -> None:

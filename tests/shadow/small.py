@@ -4,6 +4,7 @@ A line that ends in `# HERE` is where the finding of that kernel must be.
 """
 
 import dataclasses
+import functools
 import inspect
 import json
 import sys
@@ -569,9 +570,7 @@ def counts(x, y, n, BLOCK: tl.constexpr):
 
 @scenario
 def refused_integers_do_not_run_loops() -> dict[str, Any]:
-    tensors = {"x": torch.arange(LENGTH, dtype=torch.int32), "y": torch.zeros(LENGTH, dtype=torch.int32)}
-    found = run(counts, 3, tensors, {"x": "input", "y": "output"}, LENGTH, BLOCK)
-    return found | {"y": tensors["y"].tolist()}
+    return with_integers(counts, 3)
 
 
 @triton.jit
@@ -583,6 +582,169 @@ def draws(x, y, n, BLOCK: tl.constexpr):
 @scenario
 def random_numbers_are_right() -> dict[str, Any]:
     return in_out(draws, LENGTH, BLOCK)
+
+
+@triton.jit
+def first_row_only(x, y, stride, COLS: tl.constexpr, WIDTH: tl.constexpr):
+    at = tl.arange(0, WIDTH)
+    tl.store(y + at, tl.load(x + at), mask=at < COLS)  # HERE
+
+
+@scenario
+def load_between_rows_only() -> dict[str, Any]:
+    x = place("x", torch.ones(2, 6), Placement(order=(0, 1), row_padding=4))
+    tensors = {"x": x.view, "y": made(length=6).view}
+    return run(first_row_only, 1, tensors, {"x": "input", "y": "output"}, x.view.stride(0), 6, 8)
+
+
+@scenario
+def a_word_reaches_between_rows() -> dict[str, Any]:
+    x = place("x", torch.ones(2, 3, dtype=torch.float16), Placement(order=(0, 1), row_padding=1))
+    tensors = {"x": x.view, "y": torch.zeros(2, dtype=torch.int32)}
+    with shadow(tensors, {"x": "input", "y": "output"}) as watch:
+        copies_pairs[(1,)](x.view, tensors["y"], 2, BLOCK)
+    return seen(watch)
+
+
+@scenario
+def a_word_reaches_beyond_the_end() -> dict[str, Any]:
+    tensors = {"x": given(length=39, dtype=torch.float16).view, "y": made(length=40, dtype=torch.float16).view}
+    return run(copies_pairs, 2, tensors, {"x": "input", "y": "output"}, 20, BLOCK)
+
+
+@triton.jit
+def loads_crooked(x, y, n, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    crooked = (x.to(tl.pointer_type(tl.int8), bitcast=True) + 1).to(tl.pointer_type(tl.float32), bitcast=True)
+    tl.store(y + at, tl.load(crooked + at))  # HERE
+
+
+@scenario
+def load_across_elements() -> dict[str, Any]:
+    return in_out(loads_crooked, LENGTH, BLOCK, programs=1)
+
+
+@triton.jit
+def words_twice(x, y, step, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    target = y.to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.store(target + at, at + 65536 * (at + 3 + tl.program_id(0) * step))  # HERE
+
+
+@scenario
+def upper_halves_of_words_differ() -> dict[str, Any]:
+    return in_out(words_twice, 1, BLOCK, programs=2, dtype=torch.float16)
+
+
+@scenario
+def words_do_not_differ() -> dict[str, Any]:
+    return in_out(words_twice, 0, BLOCK, programs=2, dtype=torch.float16)
+
+
+@scenario
+def large_elements_named_before_small_ones() -> dict[str, Any]:
+    whole = torch.zeros(2 * LENGTH)
+    x, y = whole[:LENGTH], whole[LENGTH:].view(torch.float16)[:LENGTH]
+    return run(copies, 3, {"x": x, "y": y}, {"x": "input", "y": "output"}, LENGTH, BLOCK)
+
+
+@scenario
+def a_descriptor_that_is_not_aligned() -> dict[str, Any]:
+    x, y = torch.zeros(20 * 16 + 1), torch.zeros(20, 16)
+    raised = ""
+    with shadow({"x": x, "y": y}, {"x": "input", "y": "output"}) as watch:
+        try:
+            describes[(1,)](x[1:], y, 20, 8)
+        except interpreter.InterpreterError as error:
+            raised = str(error)
+    return seen(watch, raised=raised)
+
+
+def with_integers(kernel: Any, programs: int, zeroed: str = "") -> dict[str, Any]:
+    tensors = {"x": torch.arange(LENGTH, dtype=torch.int32), "y": torch.zeros(LENGTH, dtype=torch.int32)}
+    found = run(kernel, programs, tensors, {"x": "input", "y": "output"}, LENGTH, BLOCK, zeroed=zeroed)
+    return found | {"y": tensors["y"].tolist()}
+
+
+@triton.jit
+def exchanges(x, y, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.atomic_xchg(y + at, tl.load(x + at, mask=at < n), mask=at < n)
+    tl.load(y + at, mask=at < n)
+
+
+@scenario
+def exchanging_is_writing() -> dict[str, Any]:
+    return with_integers(exchanges, 3)
+
+
+@triton.jit
+def stores_then_exchanges(x, y, n, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    if tl.program_id(0) == 0:
+        tl.store(y + at, tl.load(x + at))
+    else:
+        tl.atomic_xchg(y + at, tl.load(x + at))  # HERE
+
+
+@scenario
+def exchange_after_a_foreign_write() -> dict[str, Any]:
+    return with_integers(stores_then_exchanges, 2)
+
+
+@triton.jit
+def loads_then_exchanges(x, y, n, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    if tl.program_id(0) == 0:
+        tl.load(y + at)
+    else:
+        tl.atomic_xchg(y + at, tl.load(x + at))  # HERE
+
+
+@scenario
+def exchange_after_a_foreign_read() -> dict[str, Any]:
+    return with_integers(loads_then_exchanges, 2, zeroed="y")
+
+
+@triton.jit
+def computes(x, y, one, two, three, four, OPERATION: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    left = tl.where(at % 2 == 0, one, two)
+    right = tl.where(at % 4 < 2, three, four)
+    if OPERATION == "add":
+        result = left + right
+    elif OPERATION == "sub":
+        result = left - right
+    else:
+        result = left * right
+    tl.store(y + at, result.to(tl.float32))
+
+
+def computed(operation: str, *numbers: int) -> dict[str, Any]:
+    x, y = given(length=BLOCK), made(length=BLOCK)
+    with shadow({"x": x.view, "y": y.view}, {"x": "input", "y": "output"}) as watch:
+        computes[(1,)](x.view, y.view, *numbers, operation, BLOCK)
+    return seen(watch)
+
+
+LIMIT = (1 << 31) - 1
+THIRD = LIMIT // 3
+# By the end of the range that is reached: all four pairs of a left and a right number fit, or just one of them does not.
+for _name, _operation, _numbers in (
+    ("upper sum fits", "add", (LIMIT - 5, -7, 5, -7)),
+    ("upper sum overflows", "add", (LIMIT - 5, -7, 6, -7)),
+    ("lower sum fits", "add", (5 - LIMIT, 7, -6, 7)),
+    ("lower sum overflows", "add", (5 - LIMIT, 7, -7, 7)),
+    ("upper difference fits", "sub", (LIMIT - 5, 7, -5, 7)),
+    ("upper difference overflows", "sub", (LIMIT - 5, 7, -6, 7)),
+    ("lower difference fits", "sub", (5 - LIMIT, 7, 6, -7)),
+    ("lower difference overflows", "sub", (5 - LIMIT, 7, 7, -7)),
+    ("upper product fits", "mul", (-THIRD, 0, -3, 0)),
+    ("upper product overflows", "mul", (-THIRD, 0, -4, 0)),
+    ("lower product fits", "mul", (THIRD, 0, -3, 0)),
+    ("lower product overflows", "mul", (THIRD, 0, -4, 0)),
+):
+    SCENARIOS[_name] = functools.partial(computed, _operation, *_numbers)
 
 
 @scenario
@@ -672,10 +834,12 @@ def synchronised(x, y, n, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     tl.atomic_store(y + at, tl.load(x + at))
     tl.atomic_load(y + at)
+    if tl.program_id(0) == 2:
+        tl.load(y + at)  # HERE
 
 
 @scenario
-def atomic_loads_and_stores() -> dict[str, Any]:
+def plain_load_after_atomic_loads_and_stores() -> dict[str, Any]:
     if not hasattr(tl, "atomic_load"):
         return {"skipped": f"Triton {triton.__version__} has no atomic loads"}
     return in_out(synchronised, LENGTH, BLOCK, zeroed="y")

@@ -60,7 +60,23 @@ WANTED = {
     "the_limit_holds": (("input written", "x"),),
     "a_kernel_that_raises": (("out of bounds load", "x"), ("never written", "y")),
     "refusals": (),
-    "atomic_loads_and_stores": (),
+    "plain_load_after_atomic_loads_and_stores": (("atomic mixed with plain", "y"),),
+    "load_between_rows_only": (("out of bounds load", "x"),),
+    "a_word_reaches_between_rows": (("out of bounds load", "x"),),
+    "a_word_reaches_beyond_the_end": (("out of bounds load", "x"),),
+    "load_across_elements": (("out of bounds load", "x"), ("never written", "y")),
+    "upper_halves_of_words_differ": (("double write", "y"), ("write race", "y"), ("never written", "y")),
+    "large_elements_named_before_small_ones": (),
+    "a_descriptor_that_is_not_aligned": (("never written", "y"),),
+    "exchanging_is_writing": (),
+    "exchange_after_a_foreign_write": (("atomic mixed with plain", "y"), ("never written", "y")),
+    "exchange_after_a_foreign_read": (("atomic mixed with plain", "y"),),
+    "words_do_not_differ": (("double write", "y"), ("never written", "y")),
+    **{f"{end} {name} fits": () for end in ("upper", "lower") for name in ("sum", "difference", "product")},
+    **{
+        f"{end} {name} overflows": (("int32 overflow", ""),)
+        for end in ("upper", "lower") for name in ("sum", "difference", "product")
+    },
 }  # fmt: skip
 
 
@@ -155,6 +171,10 @@ def test_the_interpreter_is_restored_when_a_kernel_raises(scenarios):
     assert "broken on purpose" in found["raised"]
     assert found["changed"], "otherwise there was nothing to restore"
     assert found["restored"]
+
+
+def test_addresses_keep_their_alignment(scenarios):
+    assert "16-byte aligned" in scenarios["a_descriptor_that_is_not_aligned"]["raised"]
 
 
 def test_what_cannot_be_watched_is_refused(scenarios):

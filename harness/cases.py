@@ -1,0 +1,226 @@
+"""A fuzz case: everything that decides a question and nothing else, as a value that JSON carries; and how cases are drawn.
+
+A case is a recipe with a seed, not arrays, plus a few single elements that shrinking can isolate. Drawn lengths cluster at
+the sides of the tiles, where kernels break. Refuses to run or to judge anything.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from harness import inputs, oracle
+from harness.errors import UsageError
+from harness.inputs import Placement
+from harness.operation import operation_for
+from harness.problem import LAYOUTS, Dtype, Pass, Problem, parse_problem
+from harness.space import Config
+
+# History of the schema: 1 is the first.
+SCHEMA = 1
+_VALUE = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=True)
+
+# Head dims from plain to awkward; hypothesis shrinks towards the front.
+HEAD_DIMS = (16, 8, 32, 64, 24, 40, 48, 80, 96, 128)
+GROUPS = (1, 2, 3, 4, 5, 8)
+_LIMIT = 200
+_PATCH_VALUES = (0.0, 1.0, -1.0, 100.0, -100.0, 1e-7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Lie:
+    """Where a tensor's elements lie, where that differs from the problem's layout; see `harness.inputs.Placement`."""
+
+    layout: str = "bhsd"
+    row_padding: int = 0
+    shift: int = 0
+    expanded: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Patch:
+    """One element set by hand: `position` counts elements in the order of the shape."""
+
+    tensor: str
+    position: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Case:
+    """A question to a kernel under a config. `problem` is in notation; `lies` are by tensor name."""
+
+    kernel: str
+    problem: str
+    config: Mapping[str, int | str | bool]
+    recipe: str
+    seed: int
+    lies: Mapping[str, Lie]
+    patches: tuple[Patch, ...] = ()
+
+    @property
+    def asked(self) -> Problem:
+        return parse_problem(self.problem)
+
+    @property
+    def id(self) -> str:
+        """Short digest of the case, which names its corpus file."""
+        return hashlib.sha256(CASES.dump_json(self)).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Counterexample:
+    """A corpus file: a case, which judge it failed and how, and with what it was found."""
+
+    schema: int
+    case: Case
+    judge: str
+    detail: str
+    found_with: Mapping[str, str]
+
+
+CASES: TypeAdapter[Case] = TypeAdapter(Case)
+COUNTEREXAMPLES: TypeAdapter[Counterexample] = TypeAdapter(Counterexample)
+
+
+def tensors_of(case: Case) -> dict[str, Tensor]:
+    """The input tensors of a case, on the CPU, as they lie; a backward problem is handed out and lse by the oracle."""
+    problem = case.asked
+    values = inputs.draw(problem, seed=case.seed, recipe=case.recipe)
+    for patch in case.patches:
+        if patch.tensor in values and values[patch.tensor].numel():
+            values[patch.tensor] = values[patch.tensor].contiguous()
+            flat = values[patch.tensor].view(-1)
+            flat[patch.position % flat.numel()] = patch.value
+    placed = {name: inputs.place(name, tensor, _placement(case, name)).view for name, tensor in values.items()}
+    if problem.pass_ == "bwd":
+        made = oracle.forward(problem, placed)
+        placed |= {"out": made["out"].to(inputs.DTYPES[problem.dtype]), "lse": made["lse"].float()}
+    return {name: placed[name] for name in operation_for(problem).inputs}
+
+
+def structured(case: Case) -> bool:
+    """Whether roundings may add up, so that only the worst-case bound holds."""
+    return (
+        inputs.recipe_for(case.recipe).structured
+        or bool(case.patches)
+        or any(lie.expanded for lie in case.lies.values())
+    )
+
+
+def _placement(case: Case, name: str) -> Placement:
+    lie = case.lies.get(name)
+    if lie is None:
+        return inputs.placement_for(case.asked.layout)
+    order = inputs.placement_for(lie.layout).order  # type: ignore[arg-type]
+    return Placement(order=order, row_padding=lie.row_padding, shift=lie.shift, expanded=lie.expanded)
+
+
+def read_counterexample(path: Path) -> Counterexample:
+    """Read a corpus file. Raises `UsageError` that says what is wrong with it."""
+    try:
+        found = COUNTEREXAMPLES.validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{path} is no corpus file: {first['msg']} at {'.'.join(map(str, first['loc']))}") from error
+    if found.schema != SCHEMA:
+        raise UsageError(f"{path} has schema {found.schema}, this version reads {SCHEMA}")
+    return found
+
+
+def write_counterexample(folder: Path, found: Counterexample) -> Path:
+    """Write a corpus file into `folder`, named by its case; the same case is written once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{found.case.id}.json"
+    path.write_bytes(COUNTEREXAMPLES.dump_json(found, indent=1) + b"\n")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def case_strategy(kernel: str, pass_: Pass, configs: Mapping[Dtype, Sequence[Config]]) -> st.SearchStrategy[Case]:
+    """Cases for a kernel, with configs to choose from by dtype. Simple values come first, so shrinking ends at them."""
+    return _cases(kernel, pass_, configs)
+
+
+@st.composite
+def _cases(draw: st.DrawFn, kernel: str, pass_: Pass, configs: Mapping[Dtype, Sequence[Config]]) -> Case:
+    dtype = draw(st.sampled_from(sorted(configs)))
+    config = draw(st.sampled_from(configs[dtype]))
+    problem = draw(problem_strategy(pass_, dtype, _sides(config)))
+    names = ("q", "k", "v") if pass_ == "fwd" else ("q", "k", "v", "dout")
+    # Descriptors need aligned rows of stride 1, so a config that asks for them gets tensors as the layout says.
+    free = () if "tma" in config.values() else names
+    lies = {name: lie for name in free if (lie := draw(_lies(name))) is not None}
+    patch = st.builds(
+        Patch, tensor=st.sampled_from(names), position=st.integers(0, 4096), value=st.sampled_from(_PATCH_VALUES)
+    )
+    return Case(
+        kernel=kernel,
+        problem=str(problem),
+        config=dict(config),
+        recipe=draw(st.sampled_from(sorted(inputs.RECIPES, key=lambda name: name != "normal"))),
+        seed=draw(st.integers(0, 255)),
+        lies=lies,
+        patches=tuple(draw(st.lists(patch, max_size=2))),
+    )
+
+
+@st.composite
+def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence[int]) -> Problem:
+    """A small problem whose lengths and windows lie at and around the tiles' sides."""
+    length = _lengths(sides)
+    kv_heads = draw(st.sampled_from((1, 2)))
+    q_len = draw(length)
+    head_dim = draw(st.sampled_from(HEAD_DIMS))
+    bound = st.none() | length
+    causal = draw(st.booleans())
+    return Problem(
+        batch=draw(st.sampled_from((1, 2))),
+        q_heads=kv_heads * draw(st.sampled_from(GROUPS)),
+        kv_heads=kv_heads,
+        q_len=q_len,
+        kv_len=draw(st.just(q_len) | length),
+        head_dim=head_dim,
+        v_head_dim=draw(st.just(head_dim) | st.sampled_from(HEAD_DIMS)),
+        dtype=dtype,
+        causal=causal,
+        window_left=draw(bound),
+        window_right=None if causal else draw(bound),
+        top_left=draw(st.booleans()),
+        scale=draw(st.sampled_from((None, 0.5, 1.0, -0.25, 0.0, 0.1))),
+        layout=draw(st.sampled_from(LAYOUTS)),
+        pass_=pass_,
+    )
+
+
+def _lengths(sides: Sequence[int]) -> st.SearchStrategy[int]:
+    near = sorted({side * times + step for side in sides for times in (1, 2) for step in (-1, 0, 1)} | {0, 1, 2, 3})
+    return st.sampled_from([length for length in near if 0 <= length <= _LIMIT]) | st.integers(0, max(sides) + 8)
+
+
+@st.composite
+def _lies(draw: st.DrawFn, name: str) -> Lie | None:
+    if draw(st.sampled_from((True, True, False))):
+        return None
+    axes = (0, 1, 2) if name == "dout" else (0, 1)
+    return Lie(
+        layout=draw(st.sampled_from(LAYOUTS)),
+        row_padding=draw(st.sampled_from((0, 8, 3))),
+        shift=draw(st.sampled_from((0, 1))),
+        expanded=tuple(sorted(draw(st.sets(st.sampled_from(axes), max_size=1)))),
+    )
+
+
+def _sides(config: Mapping[str, Any]) -> list[int]:
+    return sorted({value for name, value in config.items() if "block" in name and isinstance(value, int)}) or [16]

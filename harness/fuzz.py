@@ -1,0 +1,169 @@
+"""The fuzzer: search for a counterexample to "this kernel computes attention", in children that may crash or hang.
+
+A crash of the child is a finding about the case it had announced, not a failure of the tool. Refuses to decide what is
+wrong: judges do, in the child.
+"""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from harness.cases import CASES, SCHEMA, Case, Counterexample, write_counterexample
+from harness.errors import BugError
+from harness.fuzz_child import PLANS, Plan
+from harness.worker import child_environment, describe_exit
+
+# A case takes seconds in the interpreter at the very most, imports at the start of a child a little longer.
+HANG_S = 90.0
+_LOG_TAIL = 1500
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a fuzzing campaign did. `judges` counts the cases that each judge had something to say about; `largest` is the
+    greatest error over bound of each output among the cases that passed."""
+
+    cases: int = 0
+    seconds: float = 0.0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    judges: Counter[str] = field(default_factory=Counter)
+    largest: dict[str, float] = field(default_factory=dict)
+    counterexamples: list[Path] = field(default_factory=list)
+    found: list[Counterexample] = field(default_factory=list)
+
+
+def fuzz(plan: Plan, corpus: Path, *, versions: Mapping[str, str], seen: Callable[[Tally], None]) -> Tally:
+    """Run a plan to its end or to the first counterexample, which goes into `corpus`. `seen` is told after each case."""
+    tally = Tally()
+    began = time.monotonic()
+    turn = 0
+    while True:
+        left = plan.seconds - (time.monotonic() - began)
+        if left <= 0 or tally.cases >= plan.cases:
+            break
+        part = replace(plan, seed=plan.seed + turn, seconds=left, cases=plan.cases - tally.cases)
+        found = _watch(part, tally, began, seen)
+        if found is not None:
+            case, judge, detail = found
+            example = Counterexample(schema=SCHEMA, case=case, judge=judge, detail=detail, found_with=dict(versions))
+            tally.counterexamples.append(write_counterexample(corpus, example))
+            tally.found.append(example)
+            break
+        turn += 1
+    tally.seconds = time.monotonic() - began
+    return tally
+
+
+def replay_case(plan: Plan) -> list[dict[str, Any]]:
+    """Ask every judge about `plan.only`: one dict each with `judge`, `detail` ("" if nothing is wrong), `worst`, `checks`."""
+    answers: list[dict[str, Any]] = []
+    with _Child(plan) as child:
+        answers += [event for event in child.events() if event["event"] == "asked"]
+        if child.died:
+            answers.append({"judge": "crash", "detail": child.died, "worst": None, "checks": 0})
+    return answers
+
+
+def _watch(plan: Plan, tally: Tally, began: float, seen: Callable[[Tally], None]) -> tuple[Case, str, str] | None:
+    """Run one child to its end. The counterexample that it found, or that it is."""
+    announced: Case | None = None
+    with _Child(plan) as child:
+        for event in child.events():
+            if event["event"] == "case":
+                announced = CASES.validate_json(json.dumps(event["case"]))
+            elif event["event"] == "found":
+                return CASES.validate_json(json.dumps(event["case"])), event["judge"], event["detail"]
+            elif event["event"] == "judged":
+                tally.cases += 1
+                tally.verdicts[event["verdict"]] += 1
+                tally.judges.update(event["judges"])
+                if event["verdict"] == "passed":
+                    for output, ratio in event["ratios"].items():
+                        tally.largest[output] = max(tally.largest.get(output, 0.0), ratio)
+                tally.seconds = time.monotonic() - began
+                seen(tally)
+        if not child.died:
+            return None
+        if announced is None or child.raised:
+            raise BugError(
+                f"the fuzzing process failed: {child.died}", hint="this is a bug in flashtune, not in the kernel"
+            )
+        tally.cases += 1
+        tally.verdicts["crashed" if "seconds" not in child.died else "timed out"] += 1
+        return announced, "crash", child.died
+
+
+class _Child:
+    """A fuzzing process: started on entry, gone on exit. `died` says in words how it ended, if not by itself, and `raised`
+    that it was Python that ended it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.died = ""
+        self.raised = False
+
+    def __enter__(self) -> "_Child":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "harness.fuzz_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=child_environment(interpret=True),
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._process.stdin.write(PLANS.dump_json(self._plan))
+        self._process.stdin.close()
+        self._lines: queue.Queue[bytes | None] = queue.Queue()
+        self._said: list[bytes] = []
+        self._threads = [
+            threading.Thread(target=_pump, args=(self._process.stdout, self._lines.put), daemon=True),
+            threading.Thread(target=_pump, args=(self._process.stderr, self._keep), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream:
+                stream.close()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Events until the child ends; one that says nothing for too long is killed."""
+        while True:
+            try:
+                line = self._lines.get(timeout=HANG_S)
+            except queue.Empty:
+                self.died = f"no answer within {HANG_S:.0f} seconds"
+                return
+            if line is None:
+                break
+            yield json.loads(line)
+        code = self._process.wait()
+        self.raised = code == 1
+        if code:
+            tail = b"".join(self._said)[-_LOG_TAIL:].decode(errors="replace").strip().splitlines()
+            self.died = describe_exit(code) + (f": {tail[-1]}" if tail else "")
+
+    def _keep(self, line: bytes | None) -> None:
+        if line is not None:
+            self._said.append(line)
+            del self._said[:-200]
+
+
+def _pump(stream: IO[bytes], put: Callable[[bytes | None], None]) -> None:
+    for line in stream:
+        put(line)
+    put(None)
