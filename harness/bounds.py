@@ -325,10 +325,8 @@ def _slope_noise(block: oracle.Rows, slope: oracle.Slopes, terms: _Terms) -> _Sl
     dots = terms.sum(block.v.shape[-1], upstream @ block.v.abs().mT)
     if contract.summed_delta:
         size = block.weights * slope.d_weights.abs()
-        delta += (
-            weights.scaled(slope.d_weights) + dots.scaled(block.weights) + _single(contract.operand * size)
-        ).total()
-        delta += terms.sum(block.visible.sum(-1), size.sum(-1))
+        delta += (weights.scaled(slope.d_weights) + dots.scaled(block.weights)).total()
+        delta += _single(contract.operand * size).total() + terms.sum(block.visible.sum(-1), size.sum(-1))
     local = weights.scaled(difference) + (dots + _single(3 * unit * difference)).scaled(block.weights)
     size = slope.d_scores.abs() + terms.value(local) + block.weights * terms.value(delta).unsqueeze(-1)
     return _SlopeNoise(

@@ -34,7 +34,7 @@ _OUTPUTS: Mapping[Pass, tuple[str, ...]] = {"fwd": ("out",), "bwd": ("dq", "dk",
 class Criterion:
     """A project's way to test attention. `problems` in notation, scaled down; `passes` says which results are looked at.
 
-    `allowed(problem, values, outputs)` gives for each output what it is compared with, and elementwise or as one number
+    `allowed(problem, values)` gives for each output what it is compared with, and elementwise or as one number
     how far it may be off, in the norm that `deviation` computes.
     """
 
@@ -120,7 +120,10 @@ def _grouped(problem: Problem, tensor: Tensor) -> Tensor:
 
 def _math(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's math attention, as installed."""
-    mask = oracle.visible_keys(problem, slice(None)) if problem.banded else None
+    mask = None
+    if problem.banded:
+        mask = torch.zeros(problem.q_len, problem.kv_len, dtype=q.dtype)
+        mask.masked_fill_(~oracle.visible_keys(problem, slice(None)), -math.inf)
     out: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
         q, _grouped(problem, k), _grouped(problem, v), mask, scale=problem.softmax_scale
     )[0]
@@ -249,10 +252,10 @@ _FLASH_PAIRS = (
     (1, 1), (16, 32), (32, 48), (60, 1), (50, 3), (29, 51), (29, 32), (32, 55), (27, 64), (96, 64), (63, 64), (64, 63),
 )  # fmt: skip
 _FLASH_SHAPES = tuple(
-    f"b2 h6/{kv_heads} q{q_len} k{kv_len} d{head_dim} {dtype} {mask}"
+    f"{heads} q{q_len} k{kv_len} d{head_dim} {dtype} {mask}"
     for turn, (q_len, kv_len) in enumerate(_FLASH_PAIRS)
     for mask in ("", "causal", f"window={(5 * turn) % 17}:{(3 * turn) % 11}")
-    for kv_heads, head_dim, dtype in (((6, 16, "bf16"), (2, 24, "fp16"))[turn % 2],)
+    for heads, head_dim, dtype in ((("b2 h2", 16, "bf16"), ("b2 h4/2", 24, "fp16"), ("b1 h3/1", 16, "bf16"))[turn % 3],)
 )
 
 CRITERIA: Mapping[str, Criterion] = {

@@ -119,6 +119,8 @@ def _default_tiles(
     if problem.dtype == "fp32":
         if widest <= 128:
             return (16, 32, 8, 1), (32, 16, 4 if widest <= 64 else 8, 1)
+        if device.vendor != "cuda":
+            return (16, 16, 4, 1), (16, 16, 4, 1)
         # ptxas aims at several blocks per multiprocessor and then spills a few bytes: what avoids it differs by arch.
         if uneven:
             return (16, 16, 8 if device.arch == "sm_90" else 4, 1), (16, 16, 8, 2 if device.arch == "sm_80" else 1)
