@@ -24,9 +24,9 @@ from harness.subject import Kernel, KernelSubject, Subject
 
 Asked = tuple[tuple[OutputCheck, ...], tuple[str, ...]]
 
-# Elements between neighbouring batches, heads or rows of a far tensor: 32 bits hold the offset of no other batch or head, nor
-# that of the second tile of 16 rows.
-_FAR = (1 << 31, 1 << 31, 1 << 27)
+# Elements between neighbouring batches, heads or rows of a far tensor. Each fits 32 bits, as a larger stride would be passed in
+# 64 and widen whatever it is multiplied with; the offset of the third batch or head, or of row 16, does not.
+_FAR = (1 << 30, 1 << 30, 1 << 27)
 
 
 def _ours(subject: Subject) -> KernelSubject:
@@ -55,6 +55,16 @@ def _fp64(subject: Subject, case: Case) -> Asked:
     return compare.judge(answer.outputs, expected, case=case.problem), answer.faults
 
 
+def _outputs(subject: Subject, case: Case) -> Asked:
+    """The derived bound, with outputs whose last two axes are exchanged in memory and whose rows are padded."""
+    orders = {axes: (*range(axes - 2), axes - 1, axes - 2) for axes in (3, 4)}
+    outputs = {
+        name: Placement(order=orders[len(shapes(case.asked)[name][0])], row_padding=3)
+        for name in operation_for(case.asked).outputs
+    }
+    return JUDGES["bound"].ask(replace(_ours(subject), outputs=outputs), case)
+
+
 def _shadow(subject: Subject, case: Case) -> Asked:
     """Every access of the case's launches is checked; the numbers are not looked at."""
     ours = _ours(subject)
@@ -63,7 +73,10 @@ def _shadow(subject: Subject, case: Case) -> Asked:
 
 
 def _far(subject: Subject, case: Case) -> Asked:
-    """The same with one axis of one input after the other so far apart in memory that offsets need 64 bits."""
+    """The same with one axis of one input after the other so far apart in memory that offsets need 64 bits.
+
+    Sees everything in problems of three batches, three heads (of keys, and in a group) and more rows than a tile has.
+    """
     ours = _ours(subject)
     problem, given = case.asked, tensors_of(case)
     checks: list[OutputCheck] = []
@@ -116,6 +129,7 @@ def _memory(kernel: Kernel, problem: Problem, given: Mapping[str, Tensor]) -> tu
 EVERY: Mapping[str, Judge] = {
     "gate": Judge("gate", "what `tune` asks of every candidate before it may be timed", _gate),
     "fp64": Judge("fp64", "the same source in fp64 separates the algorithm from its roundings", _fp64),
+    "outputs": Judge("outputs", "outputs may lie as they like", _outputs),
     "shadow": Judge("shadow", "every access lies inside a tensor, and nothing is read before it was written", _shadow),
     "far": Judge("far", "offsets that leave 32 bits are computed in 64", _far),
     **JUDGES,

@@ -241,9 +241,13 @@ def _against_default(settled: Settled, mode: Mode) -> str:
     if found is not None and found.ratio is not None and found.interval is not None:
         low, high = 1 / found.interval.high, 1 / found.interval.low
         return f"{times(1 / found.ratio)} faster  (95 % interval {three_digits(low)} … {three_digits(high)})"
-    faster = f"{times(before / settled.value_ms)} faster"
     word = " by estimate" if mode == "estimated" else ""
-    return f"{faster}{word}  (default: {three_digits(before)} ms {mode})"
+    return f"{_gain(before / settled.value_ms)}{word}  (default: {three_digits(before)} ms {mode})"
+
+
+def _gain(ratio: float) -> str:
+    """A gain in words; one that three digits do not show is none."""
+    return "as fast" if three_digits(ratio) == "1.00" else f"{times(ratio)} faster"
 
 
 def summary_lines(settled: Sequence[Settled], journal: str, saved: str | None, mode: Mode) -> Text:
@@ -273,7 +277,13 @@ def _standing(settled: Settled, mode: Mode) -> str:
     if settled.champion.config == settled.default.config:
         cannot = settled.against_default is not None and settled.against_default.verdict == "cannot tell"
         return "cannot tell from default" if cannot else "default stays"
-    return "faster than default by estimate" if mode == "estimated" else "faster than default"
+    before = value_ms(settled.default.outcome)
+    if before is None or settled.value_ms is None:
+        return "with a champion, the default has no number"
+    if mode != "estimated":
+        return "faster than default"
+    level = _gain(before / settled.value_ms) == "as fast"
+    return "as fast as default by estimate" if level else "faster than default by estimate"
 
 
 def reason_of(record: Record) -> str:

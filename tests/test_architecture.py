@@ -17,7 +17,7 @@ LAYERS = (
     ("laws", "probes", "metamorphic", "identities", "leaks", "properties"),
     ("cases", "judges", "criteria"),
     ("worker",),
-    ("fuzz_child", "fuzz", "mutate_child", "mutate"),
+    ("fuzz_child", "fuzz", "mutate_judges", "mutate_child", "mutate"),
     ("tune",),
     ("champions",),
     ("documents",),

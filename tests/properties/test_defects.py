@@ -130,6 +130,7 @@ BACKWARD, FULL_BACKWARD = CAUSAL.replace(pass_="bwd"), FULL.replace(pass_="bwd")
 DEFECTS = (
     Defect("mask read-back", CAUSAL, when(lambda p, x: scores(p, x) == 0, "out")),
     Defect("saturated read-back", CAUSAL, when(lambda p, x: 50 < scores(p, x) < 5000 and whole(x["q"]), "out")),
+    Defect("dyadic weights", CAUSAL, when(lambda p, x: 0.69 < p.softmax_scale < 0.7, "out")),
     Defect("deep scores", CAUSAL, when(lambda p, x: scores(p, x) > 9000 and whole(x["q"]), "out", factor=1.5)),
     Defect("uniform gradients", BACKWARD, when(lambda p, x: scores(p, x) == 0, "dq")),
     Defect("saturated gradients", BACKWARD, when(lambda p, x: 50 < scores(p, x) < 5000, "dv")),
@@ -150,7 +151,7 @@ DEFECTS = (
     Defect("negation", CAUSAL, upwards),
     Defect(
         "balance", FULL,
-        when(lambda p, x: not whole(x["q"]) and p.kv_len > 0 and bool(x["q"].std() > 1.6 * x["q"].new_tensor(1.0)), "out"),
+        when(lambda p, x: not whole(x["q"]) and p.kv_len > 0 and bool(x["q"].std() > 1.3), "out"),
     ),
     Defect("homogeneity", FULL, when(lambda p, x: not whole(x["v"]) and bool(1.2 < x["v"].abs().median() < 4), "out")),
     Defect("value columns", FULL, place_matters, only=False),
