@@ -12,7 +12,7 @@ KERNELS := flash_fwd flash_bwd
 help:
 	@echo "make setup       create $(VENV) from the pinned constraints"
 	@echo "make tune        tune the quickstart problems, forward and backward (FLAGS='--target a100' to choose)"
-	@echo "make test        run every test (make test-slow: the long ones too)"
+	@echo "make test        run the tests (make test-slow: the long ones too)"
 	@echo "make lint        ruff, mypy and the layer contracts"
 
 setup: $(VENV)/.ready

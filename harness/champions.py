@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from harness.compare import Verdict
 from harness.errors import MachineError, WorkspaceError
-from harness.outcome import Binary, Estimated, Measured, Mode, value_ms
+from harness.outcome import Binary, Estimated, Measured, Mode
 from harness.tune import Settled
 
 # History of the schema: 1 is the first.
@@ -170,7 +170,7 @@ def champion_of(settled: Settled, mode: Mode, environment: Environment) -> Champ
 def _number(settled: Settled, mode: Mode) -> Number:
     value, compared = settled.value_ms, settled.against_default
     assert value is not None
-    default_ms = value_ms(settled.default.outcome)
+    default_ms = settled.default_ms
     if mode != "measured" or settled.final is None or not isinstance(settled.final.outcome, Measured):
         return Number(kind=mode, value_ms=value, default_ms=default_ms)
     samples = settled.final.outcome.samples
@@ -179,7 +179,7 @@ def _number(settled: Settled, mode: Mode) -> Number:
     return Number(
         kind=mode,
         value_ms=value,
-        default_ms=value if is_default else default_ms,
+        default_ms=default_ms,
         ratio=compared.ratio if raced and compared else None,
         ratio_interval=(compared.interval.low, compared.interval.high)
         if raced and compared and compared.interval

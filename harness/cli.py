@@ -43,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget", metavar="N", default="24", help="trials per problem (24) or time per problem (90s, 10m)"
     )
     tune.add_argument("--strategy", metavar="S", default="tpe", help="tpe, random, exhaustive")
-    tune.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same proposals (default: 0)")
-    tune.add_argument("--jobs", metavar="N", type=int, help="child processes for compiling (default: all cores)")
+    tune.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same proposals (default: 0)")
+    tune.add_argument("--jobs", metavar="N", type=_positive, help="child processes for compiling (default: all cores)")
     tune.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
     tune.add_argument("--draft", action="store_true", help="keep champions as drafts that git ignores")
     tune.add_argument("--no-progress", action="store_true", help="no live progress bar")
@@ -57,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     fuzz = _verb(verbs, "fuzz", "search for a counterexample; shrink it; keep it in results/corpus")
     fuzz.add_argument("kernel", metavar="KERNEL")
     fuzz.add_argument("--time", metavar="T", default="60s", help="how long, e.g. 90s, 10m (default: 60s)")
-    fuzz.add_argument("--cases", metavar="N", type=int, default=10**9, help="at most so many cases")
-    fuzz.add_argument("--seed", metavar="N", type=int, default=0, help="same seed, same cases (default: 0)")
+    fuzz.add_argument("--cases", metavar="N", type=_positive, default=10**9, help="at most so many cases")
+    fuzz.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
 
     replay = _verb(verbs, "replay", "ask every judge about one counterexample again")
     replay.add_argument("what", metavar="FILE", help="a corpus file, or the id in its name")
@@ -71,6 +71,20 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--failed", action="store_true", help="failures by reason instead of champions")
     show.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
     return parser
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"`{text}` is no whole number of at least 0")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"`{text}` is no whole number of at least 1")
+    return int(text)
 
 
 def _verb(verbs: "argparse._SubParsersAction[_Parser]", name: str, what: str) -> argparse.ArgumentParser:
@@ -111,12 +125,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    from harness import commands, proving
+    from harness import commands
 
+    if options.verb in ("fuzz", "replay"):
+        # Judges need torch, triton and hypothesis, which the other verbs do without.
+        commands.require_packages("torch", "triton", "hypothesis")
+        from harness import proving
+
+        return {"fuzz": proving.run_fuzz, "replay": proving.run_replay}[options.verb](options)
     verbs = {
         "tune": commands.run_tune,
-        "fuzz": proving.run_fuzz,
-        "replay": proving.run_replay,
         "space": commands.run_space,
         "doctor": commands.run_doctor,
         "show": commands.run_show,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import documents, report
+from harness import documents, report, report_show
 from harness.champions import Environment, champion_of, champion_path, read_champions, save_champions
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
@@ -35,8 +35,8 @@ DEFAULT_TARGET = "h200"
 
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
-    "binary", "bounds", "compare", "compile", "estimate", "flow", "inputs", "measure", "operation", "oracle", "outcome",
-    "problem", "prune", "verify",
+    "binary", "bounds", "compare", "compile", "device", "estimate", "flow", "inputs", "measure", "operation", "oracle",
+    "outcome", "problem", "prune", "sensor", "stats", "subject", "timing", "tune", "verify", "worker",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def run_tune(options: argparse.Namespace) -> int:
     problems = _problems(options, workspace, workspace.kernel_pass(options.kernel))
     budget = parse_budget(options.budget)
     check_strategy(options.strategy)
-    _require_packages("torch", "triton")
+    require_packages("torch", "triton")
     setting = _setting(options.target)
     spaces = [_space(workspace, options.kernel, problem, setting.device) for problem in problems]
     job = Job(root=workspace.root, stem=options.kernel, device=setting.device, mode=setting.mode, seed=options.seed)
@@ -166,7 +166,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     if options.json:
         print_document("doctor", document)
     else:
-        for line in report.doctor_lines(document):
+        for line in report_show.doctor_lines(document):
             report.open_console(sys.stdout).print(line)
     return 0
 
@@ -179,18 +179,19 @@ def run_show(options: argparse.Namespace) -> int:
         records = [record for path in _journals(options, workspace, kernels) for record in read_journal(path)[1]]
         document = documents.ShowDocument(failures=report.failures(records))
     else:
+        wanted = find_target(options.target).name if options.target else None
         found = [(path, read_champions(path)) for path in sorted((workspace.results / "best").glob("*/*.json"))]
         document = documents.ShowDocument(
             champions=tuple(
                 (_shown(path), champions)
                 for path, champions in found
-                if champions.kernel in kernels and options.target in (None, champions.device)
+                if champions.kernel in kernels and wanted in (None, champions.device)
             )
         )
     if options.json:
         print_document("show", document)
     else:
-        for line in report.show_lines(document, failed=options.failed):
+        for line in report_show.show_lines(document, failed=options.failed):
             report.open_console(sys.stdout).print(line)
     return 0
 
@@ -267,7 +268,8 @@ def _live_device() -> tuple[DeviceFacts | None, str | None]:
     return probe.live_device(machine), machine.driver
 
 
-def _require_packages(*names: str) -> None:
+def require_packages(*names: str) -> None:
+    """Raise a `MachineError` if one of these packages is not installed, without importing it."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise MachineError(f"the package `{name}` is not installed in {sys.prefix}", hint="run `make setup`")
@@ -297,7 +299,10 @@ def _open_run(options: argparse.Namespace, workspace: Workspace, setting: Settin
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{options.kernel}-{setting.device.name}-{setting.mode}-{digest}.jsonl"
-    return open_journal(_runs(options, workspace) / name, identity)
+    journal = open_journal(_runs(options, workspace) / name, identity)
+    # The study is rebuilt from the journal, whose lock is ours; a log that was cut in the middle of a line is of no use.
+    journal.path.with_suffix(".optuna.log").unlink(missing_ok=True)
+    return journal
 
 
 def _journals(options: argparse.Namespace, workspace: Workspace, kernels: Sequence[str]) -> list[Path]:

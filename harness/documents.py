@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from harness.champions import ChampionFile
 from harness.compare import Verdict
 from harness.device import DeviceFacts
-from harness.outcome import Estimated, Measured, Mode, value_ms
+from harness.outcome import Estimated, Measured, Mode
 from harness.probe import Machine
 from harness.tune import Settled
 
@@ -196,7 +196,7 @@ def _problem_document(settled: Settled, mode: Mode) -> ProblemDocument:
         space=SpaceDocument(size=census.size, legal=census.legal, pruned=census.pruned),
         outcomes=settled.outcomes,
         champion=shown,
-        default=DefaultDocument(config=settled.default.config, value_ms=value_ms(settled.default.outcome)),
+        default=DefaultDocument(config=settled.default.config, value_ms=settled.default_ms),
     )
 
 

@@ -61,6 +61,13 @@ class FalsifiedError(Exception):
         self.finding = finding
 
 
+# What a kernel file may raise, on the host or in the interpreter. What is none of these ends the process, which is a finding.
+_RAISED = (
+    InterpreterError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
+
+
 class SubjectError(Exception):
     """What a kernel, or the interpreter on its behalf, raised half-way through a case."""
 
@@ -84,7 +91,9 @@ class Careful:
     def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
         try:
             return self.subject.run(problem, inputs)
-        except InterpreterError as raised:
+        except RefusedError:
+            raise
+        except _RAISED as raised:
             cause = raised.__cause__ or raised
             said = str(cause).strip().splitlines()
             raise SubjectError(f"{type(cause).__name__}: {said[0] if said else ''} in `{problem}`") from raised

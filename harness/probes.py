@@ -122,12 +122,9 @@ def _read_back(trial: Trial, bits: int) -> None:
     empty = probe.count == 0
     truth = oracle.forward(probe.problem, asked.values)["out"]
     integers = (truth * count).round()
-    trial.matches(
-        asked,
-        f"codes of {bits} signs",
-        exact={"out": exact, "lse": empty},
-        truths={"out": integers / count.clamp(min=1)},
-    )
+    # In higher precision the keys that lose still show.
+    truths = {"out": integers / count.clamp(min=1)} if snaps(trial.contract) else {}
+    trial.matches(asked, f"codes of {bits} signs", exact={"out": exact, "lse": empty}, truths=truths)
 
 
 def _exact_gradients(trial: Trial, bits: int) -> None:

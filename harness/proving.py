@@ -9,7 +9,7 @@ from harness import documents, report, report_proof
 from harness.cases import CASES, read_counterexample
 from harness.commands import package_version, parse_seconds, print_document
 from harness.device import find_target
-from harness.errors import UsageError
+from harness.errors import MachineError, UsageError
 from harness.fuzz import Tally, fuzz, replay_case
 from harness.fuzz_child import Plan
 from harness.problem import Dtype, Pass, Problem
@@ -45,6 +45,11 @@ def run_fuzz(options: argparse.Namespace) -> int:
     else:
         for line in report_proof.fuzz_lines(options.kernel, _fuzz_document(tally), _examples(tally)):
             report.open_console(sys.stdout).print(line)
+    if not tally.counterexamples and not tally.judges["bound"]:
+        raise MachineError(
+            f"cannot tell: in {tally.cases} cases `{options.kernel}` gave nothing that could be judged",
+            hint="the kernel refuses every case, or the time was too short: pass a longer `--time`",
+        )
     return FOUND if tally.counterexamples else 0
 
 
@@ -76,6 +81,11 @@ def run_replay(options: argparse.Namespace) -> int:
     else:
         for line in report_proof.replay_lines(document, CASES.dump_python(example.case, mode="json"), example.detail):
             report.open_console(sys.stdout).print(line)
+    if not any(answer.checks or answer.detail for answer in answers):
+        raise MachineError(
+            f"cannot tell: no judge had anything to compare in {path}",
+            hint="the kernel refuses the case now; `flashtune replay` says nothing of a kernel that computes nothing",
+        )
     return FOUND if any(answer.detail for answer in answers) else 0
 
 

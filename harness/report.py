@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from harness import stats
-from harness.champions import Champion
 from harness.device import DeviceFacts
-from harness.documents import DoctorDocument, FailureDocument, ShowDocument
+from harness.documents import FailureDocument
 from harness.outcome import (
     CompileFailed,
     Flaky,
@@ -29,7 +28,6 @@ from harness.outcome import (
     Samples,
     TimedOut,
     Wrong,
-    value_ms,
 )
 from harness.problem import Problem
 from harness.space import Census, Space
@@ -200,7 +198,9 @@ def _number_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
 
 
 def _champion_times(settled: Settled) -> tuple[float, ...]:
-    record = settled.final or settled.champion
+    record = settled.champion
+    if settled.final is not None and isinstance(settled.final.outcome, Measured):
+        record = settled.final
     if record is None or not isinstance(record.outcome, Measured):
         return ()
     samples: Samples = record.outcome.samples
@@ -230,10 +230,12 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
 def _against_default(settled: Settled, mode: Mode) -> str:
     assert settled.champion is not None
     if settled.champion.config == settled.default.config:
+        if settled.final is not None and not isinstance(settled.final.outcome, Measured):
+            return f"it is the default; measuring the best again failed: {reason_of(settled.final)}"
         if settled.against_default is not None:
             return f"it is the default ({settled.against_default.reason})"
         return "it is the default; nothing tried was faster"
-    before = value_ms(settled.default.outcome)
+    before = settled.default_ms
     if before is None:
         return f"the default has no number ({FAILURES.get(settled.default.outcome.kind, settled.default.outcome.kind)})"
     assert settled.value_ms is not None
@@ -277,7 +279,7 @@ def _standing(settled: Settled, mode: Mode) -> str:
     if settled.champion.config == settled.default.config:
         cannot = settled.against_default is not None and settled.against_default.verdict == "cannot tell"
         return "cannot tell from default" if cannot else "default stays"
-    before = value_ms(settled.default.outcome)
+    before = settled.default_ms
     if before is None or settled.value_ms is None:
         return "with a champion, the default has no number"
     if mode != "estimated":
@@ -323,43 +325,6 @@ def failures(records: Iterable[Record]) -> tuple[FailureDocument, ...]:
     )
 
 
-def failure_lines(failure: FailureDocument) -> list[str]:
-    config = " ".join(f"{name}={value}" for name, value in failure.config.items())
-    reason = wrapped(f"{failure.count} × {failure.reason}", first="").rstrip()
-    return [reason, f"    for example {failure.problem}", wrapped(config, first="    ").rstrip()]
-
-
-def doctor_lines(found: DoctorDocument) -> list[str]:
-    """What is here, in a screen; the findings last, because they are what to act on."""
-    machine = found.machine
-    rows = [("python", f"{machine.python} on {machine.platform}")]
-    for name, package in (("torch", machine.torch), ("triton", machine.triton), ("numpy", machine.numpy)):
-        rows.append((name, package.version or f"missing: {package.reason}"))
-    memory = f", {machine.memory_bytes / 2**30:.1f} GiB" if machine.memory_bytes else ""
-    rows.append(("cores", f"{machine.cores}{memory}"))
-    for gpu in machine.gpus:
-        clock = f", {gpu.clock_mhz} of {gpu.clock_max_mhz} MHz" if gpu.clock_mhz else ""
-        rows.append(
-            (
-                "gpu",
-                (
-                    f"{gpu.index}: {gpu.name} ({gpu.arch}), {gpu.multiprocessors} multiprocessors, "
-                    f"{gpu.memory_bytes / 2**30:.0f} GiB{clock}"
-                ),
-            )
-        )
-    if not machine.gpus:
-        rows.append(("gpu", f"none: {machine.no_gpu}"))
-    rows.append(("driver", machine.driver or "none"))
-    rows.append(("workspace", found.workspace or "none here"))
-    rows.append(("kernels", ", ".join(found.kernels) or "none"))
-    lines = [f"  {label:<11}{value}" for label, value in rows]
-    for finding in found.findings:
-        lines += ["", f"{finding.severity}: {finding.message}", *([f"  hint: {finding.hint}"] if finding.hint else [])]
-    answer = "yes" if found.trustworthy else "no"
-    return [*lines, "", f"Can a time measured here be trusted?  {answer}"]
-
-
 def census_lines(problem: Problem, device: DeviceFacts, census: Census, whys: Mapping[str, str]) -> list[str]:
     """A space and what each rule removes from it, as a table."""
     lines = [f"{problem} on {device.name} ({device.arch})", ""]
@@ -369,30 +334,3 @@ def census_lines(problem: Problem, device: DeviceFacts, census: Census, whys: Ma
         lines.append(f"  {name:<{width}}  {count:>9,}  {census.alone[name]:>9,}  {whys[name]}")
     lines += ["", f"  {'size':<{width}}  {census.size:>9,}", f"  {'legal':<{width}}  {census.legal:>9,}"]
     return lines
-
-
-def champion_line(champion: Champion) -> list[str]:
-    """A champion of a file, in three lines."""
-    number = champion.number
-    value = f"{three_digits(number.value_ms)} ms {number.kind}"
-    against = ""
-    if number.ratio is not None and number.ratio_interval is not None:
-        low, high = sorted(1 / side for side in number.ratio_interval)
-        against = f", {times(1 / number.ratio)} the default's speed ({three_digits(low)} … {three_digits(high)})"
-    elif number.default_ms is not None:
-        against = f", default {three_digits(number.default_ms)} ms {number.kind}"
-    config = " ".join(f"{name}={value}" for name, value in champion.config.items())
-    return [f"  {champion.problem}", f"    {value}{against}", wrapped(config, first="    ").rstrip()]
-
-
-def show_lines(found: ShowDocument, *, failed: bool) -> list[str]:
-    """Champions file by file, or failures by reason."""
-    if failed:
-        lines = [line for failure in found.failures for line in failure_lines(failure)]
-        return lines or ["no failures in the journals"]
-    lines = []
-    for path, champions in found.champions:
-        draft = " (draft, not reviewed)" if path.endswith(".draft.json") else ""
-        lines.append(f"{champions.kernel} on {champions.device} ({champions.arch}){draft}      {path}")
-        lines += [line for champion in champions.champions for line in champion_line(champion)] + [""]
-    return lines[:-1] or ["no champions yet: `flashtune tune KERNEL` finds some"]

@@ -177,8 +177,8 @@ def make_strategy(name: str, space: Space, default: Config, *, study: optuna.Stu
 def open_study(name: str, storage: Path | None = None) -> optuna.Study:
     """A new study that minimizes, kept in an append-only file at `storage` (in memory if None).
 
-    What the file held under this name is replaced: a tune replays its journal into a new study instead of continuing an
-    old one, so that an interrupted search goes on exactly as an uninterrupted one would have.
+    A tune replays its journal into a new study instead of continuing an old one, so that an interrupted search goes on
+    exactly as an uninterrupted one would have.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if storage is None:
@@ -186,8 +186,6 @@ def open_study(name: str, storage: Path | None = None) -> optuna.Study:
     storage.parent.mkdir(parents=True, exist_ok=True)
     backend = optuna.storages.journal.JournalFileBackend(str(storage))
     kept = optuna.storages.JournalStorage(backend)
-    if name in optuna.get_all_study_names(kept):
-        optuna.delete_study(study_name=name, storage=kept)
     return optuna.create_study(study_name=name, direction="minimize", storage=kept)
 
 

@@ -48,6 +48,7 @@ class Journal:
         self, problem: str, config: Mapping[str, Any], role: str, beside: Mapping[str, Any] | None
     ) -> Record | None:
         wanted = (problem, dict(config), role, None if beside is None else dict(beside))
+        last = None
         for record in self.records:
             found = (
                 record.problem,
@@ -56,8 +57,8 @@ class Journal:
                 None if record.beside is None else dict(record.beside),
             )
             if found == wanted:
-                return record
-        return None
+                last = record
+        return last
 
     def append(self, record: Record) -> None:
         """Write one record and force it to the disk. Raises `JournalError`, with the file as it was, if that fails."""

@@ -82,6 +82,15 @@ class Settled:
             return samples.median_ms if chosen else float(np.median(samples.incumbent_ms))
         return value_ms(self.champion.outcome)
 
+    @property
+    def default_ms(self) -> float | None:
+        """The default's number, from the same samples as the champion's where they were taken together."""
+        if self.champion is not None and self.champion.config == self.default.config:
+            return self.value_ms
+        if self.final is not None and self.final.beside is not None and isinstance(self.final.outcome, Measured):
+            return float(np.median(self.final.outcome.samples.incumbent_ms))
+        return value_ms(self.default.outcome)
+
 
 def tune(task: Task, runner: Runner, journal: Journal, *, budget: Budget, seed: int) -> Iterator[Tried | Settled]:
     """Search one problem to the end of the budget, yielding every trial and at last the champion."""
@@ -112,7 +121,9 @@ class _Search:
         self._runner = runner
         self._journal = journal
         self._by_code: dict[str, Record] = {}
-        self._verdicts: dict[Config, Callable[[], Any]] = {}
+        self._verdicts: dict[Config, tuple[Config, Callable[[], Any]]] = {}
+        # Trials are numbered through the journal, which several searches of one problem may share.
+        self._next = sum(record.problem == task.problem.key and record.role == "screen" for record in journal.records)
         self.records: list[Record] = []
         self.incumbent: Record | None = None
 
@@ -155,7 +166,7 @@ class _Search:
     def _judge_soon(self, config: Config) -> None:
         key = self._verdict_key(config)
         if key not in self._verdicts:
-            self._verdicts[key] = self._runner.verify(self._task.problem, config)
+            self._verdicts[key] = config, self._runner.verify(self._task.problem, config)
 
     def _verdict_key(self, config: Config) -> Config:
         """Candidates that the judge cannot tell apart share one run: on a device there are none."""
@@ -169,11 +180,15 @@ class _Search:
         outcome = compiled
         if isinstance(compiled, Artifact):
             twin = self._by_code.get(compiled.code_hash)
-            key = self._verdict_key(config)
-            shared = any(Config(record.config).restricted(list(key)) == key for record in self.records)
-            outcome = twin.outcome if twin else self._value(config, compiled, self._verdicts[key]())
+            if twin is not None:
+                outcome = twin.outcome
+            else:
+                judged, wait = self._verdicts[self._verdict_key(config)]
+                shared = judged != config
+                outcome = self._value(config, compiled, wait())
+        self._next += 1
         return Record(
-            trial=len(self.records),
+            trial=self._next - 1,
             problem=self._task.problem.key,
             config=dict(config),
             outcome=outcome,
@@ -194,7 +209,7 @@ class _Search:
         """Measure the best again, beside the default, with samples that had no part in the choice."""
         other = Config(beside.config) if beside else None
         found = self._journal.find_final(self._task.problem.key, best.config, other)
-        if found is not None:
+        if found is not None and isinstance(found.outcome, Measured):
             return found
         assert isinstance(best.outcome, Measured)
         began = time.monotonic()

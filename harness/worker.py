@@ -23,12 +23,14 @@ from pebble import ProcessExpired, ProcessPool
 
 from harness.compare import Verdict
 from harness.device import DeviceFacts
+from harness.errors import HarnessError, RefusedError
 from harness.outcome import Artifact, CompileFailed, Estimated, LaunchFailed, Measured, Mode, Stage, TimedOut, Valued
 from harness.problem import Problem
 from harness.space import Config
 
 _LOG_TAIL = 2000
 _PR_SET_PDEATHSIG = 1
+_DEVICE_LOST = 97
 
 Depth = Literal["screen", "final"]
 Compiled = Artifact | CompileFailed | TimedOut
@@ -194,8 +196,29 @@ def _run_stage(stage: Stage, job: Job, problem: Problem, config: Config, **extra
     """Runs in the child. Whatever a candidate raises is its outcome, not ours."""
     try:
         return _STAGES[stage](job, problem, config, **extra)
+    except HarnessError as error:
+        # Ours to mend or the caller's to hear, except when it is the kernel that refuses.
+        if isinstance(error, RefusedError):
+            return _failure(stage, error.message, "")
+        raise
     except Exception as error:
-        return _failure(stage, _first_line(error), traceback.format_exc()[-_LOG_TAIL:])
+        reason, log = _first_line(error), traceback.format_exc()[-_LOG_TAIL:]
+        if job.mode == "measured" and stage in ("verify", "measure") and not _device_answers():
+            # A device error sticks to the process: whoever came next would be blamed for it. A new process has no past.
+            os.write(2, f"{reason}\n".encode())
+            os._exit(_DEVICE_LOST)
+        return _failure(stage, reason, log)
+
+
+def _device_answers() -> bool:
+    """Whether the device still works in this process after something was raised."""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _compile(job: Job, problem: Problem, config: Config) -> Compiled:
@@ -264,6 +287,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def describe_exit(code: int) -> str:
+    """How a process ended, in words, from its exit code."""
+    if code == _DEVICE_LOST:
+        return "the device failed and its process was given up"
     # The pool reports a death by signal as the negative number or as 128 and the number, by how it learned of it.
     number = -code if code < 0 else code - 128
     try:

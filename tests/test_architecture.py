@@ -13,7 +13,19 @@ LAYERS = (
     ("space", "device", "inputs", "oracle", "bounds", "compare", "workspace", "workload", "sensor", "footprint"),
     ("operation", "outcome", "prune", "probe"),
     ("subject",),
-    ("binary", "flow", "compile", "estimate", "measure", "timing", "verify", "search", "store", "interpreter", "shadow"),
+    (
+        "binary",
+        "flow",
+        "compile",
+        "estimate",
+        "measure",
+        "timing",
+        "verify",
+        "search",
+        "store",
+        "interpreter",
+        "shadow",
+    ),
     ("laws", "probes", "metamorphic", "identities", "leaks", "properties"),
     ("cases", "judges", "criteria"),
     ("worker",),
@@ -21,7 +33,7 @@ LAYERS = (
     ("tune",),
     ("champions",),
     ("documents",),
-    ("report", "report_proof"),
+    ("report", "report_proof", "report_show"),
     ("commands", "proving"),
     ("cli",),
     ("__main__", "__init__"),
@@ -67,14 +79,27 @@ def test_the_harness_names_no_kernel_and_no_space(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda path: path.stem)
 def test_kernels_need_torch_triton_and_the_standard_library_only(path: Path) -> None:
-    allowed = {"torch", "triton", "collections", "contextlib", "dataclasses", "functools", "math", "typing", "itertools", "os"}
+    allowed = {
+        "torch",
+        "triton",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "functools",
+        "math",
+        "typing",
+        "itertools",
+        "os",
+    }
     absolute = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(path.read_text()))
         for name in (
             [alias.name for alias in node.names]
             if isinstance(node, ast.Import)
-            else [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and node.level == 0
+            else []
         )
     }
     assert absolute <= allowed

@@ -1,6 +1,8 @@
 """Whole commands on the fake device: text, documents, exit codes, files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -230,9 +232,13 @@ def test_doctor_prints_what_its_document_says(desk: Desk) -> None:
         (["tune", "flash_fwd", "--workspace", "/nowhere"], 3, "/nowhere is not a workspace"),
         (["tune", "flash_fwd", "--problem", PROBLEM, "--runs", "/proc/runs"], 3, "cannot open the journal"),
         (["show", "nothing"], 2, "no kernel with a search space is called `nothing`"),
+        (["tune", "flash_fwd", "--seed", "-1"], 2, "`-1` is no whole number of at least 0"),
+        (["tune", "flash_fwd", "--jobs", "0"], 2, "`0` is no whole number of at least 1"),
+        (["fuzz", "flash_fwd", "--cases", "0"], 2, "`0` is no whole number of at least 1"),
+        (["show", "--target", "h2oo"], 2, "`h2oo`"),
         (["tune"], 2, "the following arguments are required: KERNEL"),
         (["dance"], 2, "invalid choice: 'dance'"),
-        (["tune", "flash_fwd", "--seed", "x"], 2, "invalid int value: 'x'"),
+        (["tune", "flash_fwd", "--seed", "x"], 2, "`x` is no whole number of at least 0"),
     ],
 )
 def test_bad_input_is_answered_in_words(desk: Desk, argv: list[str], code: int, says: str) -> None:
@@ -244,12 +250,57 @@ def test_bad_input_is_answered_in_words(desk: Desk, argv: list[str], code: int, 
     assert not out
 
 
-def test_missing_torch_is_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
-    code, _, err = desk.run("tune", "flash_fwd", "--problem", PROBLEM)
-    assert code == 3
-    assert "error: the package `torch` is not installed" in err
-    assert "hint: run `make setup`" in err
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["tune", "flash_fwd", "--problem", PROBLEM], 3, "error: the package `torch` is not installed"),
+        (["fuzz", "flash_fwd"], 3, "error: the package `torch` is not installed"),
+        (["space", "flash_fwd", "--problem", PROBLEM], 0, ""),
+        (["show"], 0, ""),
+        (["doctor"], 0, ""),
+    ],
+)
+def test_without_torch_and_triton_every_verb_works_or_says_so(argv: list[str], code: int, says: str) -> None:
+    program = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "triton"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("torch", "triton") else find(name, *rest)
+from harness.cli import main
+sys.exit(main({argv!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_study_log_that_was_cut_does_not_matter(desk: Desk) -> None:
+    first = desk.tune()
+    (log,) = (desk.root / "results/runs").glob("*.optuna.log")
+    log.write_bytes(log.read_bytes()[:-10])
+    size = log.stat().st_size
+    assert desk.tune() == first
+    assert abs(log.stat().st_size - size) < 100
+
+
+def test_champion_and_default_come_from_the_same_samples(desk: Desk) -> None:
+    desk.here("h200")
+    (problem,) = desk.tune()["problems"]
+    stored = json.loads((desk.root / "results/best/h200/flash_fwd.json").read_text())["champions"][0]["number"]
+    assert stored["value_ms"] == problem["champion"]["value_ms"]
+    assert stored["default_ms"] == problem["default"]["value_ms"]
+    if stored["ratio"] is None:
+        assert stored["value_ms"] == stored["default_ms"]
+    else:
+        low, high = stored["ratio_interval"]
+        assert low <= stored["ratio"] <= high < 1
+        assert low * 0.98 < stored["value_ms"] / stored["default_ms"] < high * 1.02
 
 
 def test_a_journal_in_use_is_refused(desk: Desk) -> None:
@@ -263,7 +314,9 @@ def test_a_journal_in_use_is_refused(desk: Desk) -> None:
     assert "is being written by another tune" in err
 
 
-def test_a_disk_that_is_full_anywhere_is_said_and_the_journal_is_kept(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_anywhere_is_said_and_the_journal_is_kept(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk.tune("--budget", "4")
 
     def full(self, *arguments):

@@ -96,6 +96,22 @@ def test_a_crash_is_a_counterexample_and_not_the_end_of_the_tool(workspace: Path
     assert says in again.stdout
 
 
+def test_a_kernel_that_refuses_everything_is_not_passed(workspace: Path) -> None:
+    anchor = "    primitives.require_inputs(q, k, v, out=out)\n"
+    plant(workspace, "flash_fwd.py", anchor, anchor + '    raise ValueError("not today")\n')
+    done = flashtune("fuzz", "flash_fwd", "--cases", "8", "--time", "60s", cwd=workspace)
+    assert done.returncode == 3
+    assert "cannot tell" in done.stderr
+
+
+def test_a_bug_on_the_host_side_is_a_finding_about_the_kernel(workspace: Path) -> None:
+    anchor = "    primitives.require_inputs(q, k, v, out=out)\n"
+    plant(workspace, "flash_fwd.py", anchor, anchor + "    None + 1\n")
+    done = flashtune("fuzz", "flash_fwd", "--time", "60s", cwd=workspace)
+    assert done.returncode == 1
+    assert "exception: TypeError" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [

@@ -24,6 +24,7 @@ FEW = [
     ("rtx4090", "b2 h8 s4096 d64 bf16 causal fwd"),
     ("a100", "b2 h8 s4096 d128 bf16 causal bwd"),
     ("mi300x", "b2 h8 s4096 d64 bf16 causal fwd"),
+    ("b200", "b2 h8/2 s4096 d128 bf16 causal fwd"),
 ]
 # Tiles are so small that threads would only wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

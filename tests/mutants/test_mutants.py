@@ -46,14 +46,18 @@ def case(stem: str, problem: str = PROBLEM) -> Case:
 def test_every_mutant_still_applies_and_changes_its_file_only(mutant, tmp_path):
     package = mutate.plant(mutant, KERNELS, tmp_path)
     for path in KERNELS.glob("*.py"):
-        changed = ast.dump(ast.parse(path.read_text())) != ast.dump(ast.parse((tmp_path / package / path.name).read_text()))
+        changed = ast.dump(ast.parse(path.read_text())) != ast.dump(
+            ast.parse((tmp_path / package / path.name).read_text())
+        )
         assert changed == (path.name == mutant.file)
 
 
 def test_the_tables_are_large_and_every_class_is_planted():
     assert len(MUTANTS) - len(EQUIVALENT) >= 60
     assert {mutant.class_ for mutant in MUTANTS} == set(mutate.CLASSES)
-    assert all(stem.removeprefix("flash_") in mutant.passes for stem in STEMS for mutant in mutate.load_mutants(KERNELS, stem))
+    assert all(
+        stem.removeprefix("flash_") in mutant.passes for stem in STEMS for mutant in mutate.load_mutants(KERNELS, stem)
+    )
 
 
 def test_an_equivalent_mutant_carries_an_argument_and_there_are_few():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import report
 from harness.compare import Verdict
 from harness.errors import JournalError
 from harness.outcome import CompileFailed, Flaky, LaunchFailed, Pruned, TimedOut, Wrong
@@ -131,6 +132,8 @@ def test_the_interpreter_judges_candidates_that_it_cannot_tell_apart_once(tmp_pa
     tried, _ = run(runner, tmp_path)
     assert runner.calls["verify"] == 16
     assert sum(one.record.shared_verdict for one in tried) == 16
+    # The first of two that cannot be told apart was judged itself.
+    assert not tried[0].record.shared_verdict
     device = FakeRunner("measured")
     (tmp_path / "device").mkdir()
     tried, _ = run(device, tmp_path / "device")
@@ -192,6 +195,11 @@ def test_a_winner_that_fails_when_measured_again_is_not_a_champion(tmp_path: Pat
 
     _, settled = run(Brittle("measured"), tmp_path)
     assert Config(settled.champion.config) == DEFAULT
+    assert "measuring the best again failed" in str(report.settled_lines(settled, "measured"))
+    assert "replayed" not in str(report.settled_lines(settled, "measured"))
+    # A failure to measure is not kept for ever: the next run measures again.
+    _, settled = run(FakeRunner("measured"), tmp_path)
+    assert Config(settled.champion.config) == BEST
 
 
 def test_the_budget_is_kept(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_hang_is_killed_and_the_next_candidate_is_fine(runner: ProcessRunner, 
         began = time.monotonic()
         assert hanging() == TimedOut(stage="compile", limit_s=6)
         assert time.monotonic() - began < 15
-        assert not isinstance(after(), CompileFailed)
+        assert after().binaries == ()
     finally:
         impatient.close()
 
@@ -156,3 +156,29 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def test_a_device_that_no_longer_answers_costs_its_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a sticky CUDA error: the candidate raises, and then the device does not answer."""
+    from harness import worker
+
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        raise SystemExit(code)
+
+    def raise_illegal(job: Job, problem: object, config: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    job = Job(root=Path(), stem="subject", device=TARGETS["h200"], mode="measured", seed=0)
+    monkeypatch.setitem(worker._STAGES, "verify", raise_illegal)
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr(worker, "_device_answers", lambda: True)
+    outcome = worker._run_stage("verify", job, PROBLEM, act("nothing"))
+    assert isinstance(outcome, LaunchFailed)
+    assert not ended
+    monkeypatch.setattr(worker, "_device_answers", lambda: False)
+    with pytest.raises(SystemExit):
+        worker._run_stage("verify", job, PROBLEM, act("nothing"))
+    assert worker.describe_exit(ended[0]) == "the device failed and its process was given up"
