@@ -104,14 +104,25 @@ def read_champions(path: Path) -> ChampionFile:
 
 
 def merge_champions(found: ChampionFile, fresh: Iterable[Champion]) -> ChampionFile:
-    """`found` with the fresh champions in place of older ones of the same problem; a time never yields to an estimate."""
+    """`found` with the fresh champions in place of older ones of the same problem.
+
+    A time never yields to an estimate, nor to a slower time of the same environment: a short tune does not undo a long one.
+    """
     kept = {champion.problem: champion for champion in found.champions}
     for champion in fresh:
         older = kept.get(champion.problem)
-        if older is None or older.number.kind != "measured" or champion.number.kind == "measured":
+        if older is None or _yields(older, champion):
             kept[champion.problem] = champion
     champions = tuple(kept[problem] for problem in sorted(kept))
     return ChampionFile(schema=SCHEMA, device=found.device, arch=found.arch, kernel=found.kernel, champions=champions)
+
+
+def _yields(older: Champion, fresh: Champion) -> bool:
+    if older.number.kind != "measured":
+        return True
+    if fresh.number.kind != "measured":
+        return False
+    return older.environment != fresh.environment or fresh.number.value_ms <= older.number.value_ms
 
 
 def write_champions(path: Path, champions: ChampionFile) -> None:

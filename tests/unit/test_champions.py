@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def test_an_estimate_never_replaces_a_time() -> None:
     empty = ChampionFile(schema=1, champions=(), **WHERE)
     assert merge_champions(merge_champions(empty, [measured]), [estimated]).champions == (measured,)
     assert merge_champions(merge_champions(empty, [estimated]), [measured]).champions == (measured,)
+
+
+def test_a_slower_time_replaces_a_faster_one_of_another_environment_only() -> None:
+    fast, slow = champion(value_ms=1.0), champion(value_ms=2.0)
+    empty = ChampionFile(schema=1, champions=(), **WHERE)
+    assert merge_champions(merge_champions(empty, [fast]), [slow]).champions == (fast,)
+    assert merge_champions(merge_champions(empty, [slow]), [fast]).champions == (fast,)
+    changed = dataclasses.replace(slow, environment=dataclasses.replace(slow.environment, kernel_digest="other"))
+    assert merge_champions(merge_champions(empty, [fast]), [changed]).champions == (changed,)
 
 
 def test_drafts_are_kept_apart(tmp_path: Path) -> None:
