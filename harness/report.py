@@ -8,7 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -93,7 +93,22 @@ def space_line(problem: Problem, space: Space) -> str:
     return f"{problem}\n" + wrapped(counted + (f" ({removed})" if removed else ""), first="  ").rstrip()
 
 
-class Bar:
+class _Live:
+    """A progress line that is there while its block runs."""
+
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class Bar(_Live):
     """A live progress line on a terminal, nothing elsewhere; one trial is one step."""
 
     def __init__(self, console: Console, *, shown: bool, total: int | None) -> None:
@@ -110,15 +125,6 @@ class Bar:
         self._task = self._progress.add_task("starting", total=total)
         self._failed: Counter[str] = Counter()
 
-    def __enter__(self) -> "Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
     def step(self, tried: Tried, mode: Mode) -> None:
         if tried.record.outcome.kind in FAILURES:
             self._failed[FAILURES[tried.record.outcome.kind]] += 1
@@ -128,7 +134,7 @@ class Bar:
         self._progress.update(self._task, advance=1, description=f"{tried.problem}  {best}{failed}")
 
 
-class FuzzBar:
+class FuzzBar(_Live):
     """A live line of a fuzzing campaign on a terminal: cases so far against time and count."""
 
     def __init__(self, console: Console, *, shown: bool, seconds: float, cases: int) -> None:
@@ -138,15 +144,6 @@ class FuzzBar:
             console=console, disable=not shown, transient=True,
         )  # fmt: skip
         self._task = self._progress.add_task("starting", total=1.0)
-
-    def __enter__(self) -> "FuzzBar":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def step(self, cases: int, seconds: float) -> None:
         done = max(seconds / self._limits[0], cases / self._limits[1])
