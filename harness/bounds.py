@@ -1,99 +1,59 @@
 """How far from the exact answer a correct kernel may be: elementwise bounds, derived from what it is allowed to round.
 
 Refuses to compare: it is given inputs, never results of a kernel. Nothing here is fitted; every constant is a unit
-roundoff, an operation count, or the number of deviations of the probabilistic bound.
+roundoff, the documented error of an instruction, an operation count, or the number of deviations of the probabilistic bound.
 
-Theory: Higham, Accuracy and Stability of Numerical Algorithms, chapter 3 (sums); Higham and Mary 2019 and Ipsen and Zhou
-2020 (probabilistic sums); Blanchard, Higham and Higham 2021 (softmax and log-sum-exp). First order throughout, with
-`_SLACK` for the rest. Where a mask or a score modification is added: the mask enters only through `oracle.Rows.visible`;
-a change of the score adds its sensitivity times the old error, and its own rounding, to `_score_error`.
+Theory: Higham, Accuracy and Stability of Numerical Algorithms, chapter 3 (sums); Blanchard, Higham and Higham 2021 (softmax
+and log-sum-exp); `harness.noise` (probabilistic sums). First order throughout, with `SLACK` for the rest. Write u for the
+unit roundoff of sums, e for that of exp2, P for the weights, O for out, s for the scaled scores, m for their maximum.
+
+Forward. A kernel computes softmax(s + x) for some errors x of the exponents, so
+    dO_d = sum_j P_j x_j (V_jd - O_d),   d lse = sum_j P_j x_j.
+- x_j of each key: its dot product; u |s_j| (scaling), u |m - s_j| (shifting), e. The same m is subtracted in every weight and
+  added to the logarithm, so its own roundings cancel. Nothing is saved at the key that attains m: fused with the scaling,
+  s_j - m is the rounding of m there and not 0, so that its weight is rounded like any other.
+- Common: the rounding t of the constant scale * log2(e) is x_j = t s_j, hence the signed |sum_j P_j s_j (V_j - O)| u.
+- Rescaling by exp2(m_old - m): exactly 1 where the maximum does not grow, exactly 0 in the first block, so at most
+  blocks - 1 of them round. An error t of one is x_j = t for the keys S before it. sum_S P_j (V_j - O) is the covariance of V
+  with an indicator, whose deviation is at most 1/2: e spread / 2. Shifts of the arguments add up to m - m_j <= m - s_j.
+- The normaliser z, relative to itself: n - 1 additions of n positive numbers and one product for each rescaling.
+- The accumulator: a sum of n products and one product for each rescaling. No partial sum, in whatever order, exceeds the
+  positive or the negative part of the whole sum: (sum |x| + |sum x|) / 2.
+
+Backward. P is made of the lse of its row, so it is off by x_j in each pair, by t s_j as above, and by r_i in all of the row;
+with dS = P (dP - delta), and alike for dK and dV,
+    error of dQ = sum_j (x_j + t s_j + r_i) dS_j K_j + P_j (y_j - d_i) K_j,
+with y_j the error of dP and d_i that of delta. What is common to a row meets a signed sum, which is known.
+
+Where a mask or a score modification is added: the mask enters only through `oracle.Rows.visible`; a change of the score adds
+its sensitivity times the old error, and its own rounding, to `_exponent_noise`.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness import oracle
+from harness.noise import (
+    DEVIATIONS,
+    SLACK,
+    Noise,
+    RoundingContract,
+    Terms,
+    contract_for,
+    growth,
+    largest_partial,
+    several,
+    single,
+    spread,
+    steady,
+)
 from harness.problem import Problem
 
-# Deviations of Hoeffding's inequality: a sum of independent roundings exceeds it with probability <= 2 exp(-32) ...
-_DEVIATIONS = 8.0
-# ... and what the first-order terms leave out: products of two relative errors, each below a few percent.
-_SLACK = 1.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundingContract:
-    """What a kernel may round, and how coarsely. Everything not listed is fp32 or exact.
-
-    `storage` is the unit roundoff of inputs and outputs, `tiny` the largest error of a number that is subnormal or flushed
-    to zero in their format, `largest` the largest finite one. `operand` is the unit roundoff with which P and dS enter a
-    second matrix product (0: they stay fp32). `product` is the relative error of one product inside a matrix product
-    (tf32), `accumulate` the unit roundoff of sums, `truncation` the part of their roundings that has one direction (matrix
-    units truncate once in 8 to 16 products: Fasi et al. 2021, Khattak and Mikaitis 2025), `exponential` the relative error
-    of exp2 with its argument exact, `constant` the relative error that a scale, log2(e) or ln(2) has beside its roundings
-    (fp64 arithmetic with fp32 constants). `key_block` is the number of keys between two rescalings of the accumulator.
-    `chained`: a backward pass was given the out and lse of a forward kernel under the same contract; otherwise the exact
-    ones, rounded to storage and to fp32. `reproducible`: equal numbers give equal bits wherever they lie (in another head
-    or batch, with other strides), which a library that leaves sums to BLAS cannot promise. `summed_delta`: delta is
-    the sum of P dP over the keys, as a softmax that stores P computes it, and not of out dout.
-    """
-
-    storage: float
-    tiny: float
-    largest: float
-    operand: float
-    product: float = 0.0
-    accumulate: float = 2.0**-24
-    truncation: float = 0.125
-    exponential: float = 2.0**-22
-    constant: float = 0.0
-    key_block: int = 16
-    chained: bool = False
-    reproducible: bool = True
-    summed_delta: bool = False
-
-
-# Roundoff, underflow, largest finite. Hardware exp2 and fp32 arithmetic may flush subnormal results to zero.
-_FORMATS: Mapping[str, tuple[float, float, float]] = {
-    "fp16": (2.0**-11, 2.0**-25, torch.finfo(torch.float16).max),
-    "bf16": (2.0**-8, 2.0**-126, torch.finfo(torch.bfloat16).max),
-    "fp32": (2.0**-24, 2.0**-126, torch.finfo(torch.float32).max),
-}
-_SMALLEST = 2.0**-1022
-
-
-def contract_for(
-    dtype: str, *, key_block: int = 16, fp32_products: Literal["ieee", "tf32"] = "ieee", chained: bool = False
-) -> RoundingContract:
-    """The contract of a FlashAttention-2 style kernel on tensors of `dtype` ("fp16", "bf16", "fp32").
-
-    Tensor cores truncate tf32 operands to 11 significant bits, so a product of two is off by at most 2 * 2^-10.
-
-    "fp64" is that of a kernel whose source computes in fp64 (in Triton's interpreter): its constants stay fp32, and every
-    unit roundoff is doubled, because the reference rounds as coarsely.
-    """
-    if dtype == "fp64":
-        return RoundingContract(
-            storage=2.0**-52, tiny=_SMALLEST, largest=torch.finfo(torch.float64).max, operand=0.0, accumulate=2.0**-52,
-            truncation=0.0, exponential=2.0**-50, constant=2.0**-24, key_block=key_block, chained=chained,
-        )  # fmt: skip
-    storage, tiny, largest = _FORMATS[dtype]
-    single = dtype == "fp32"
-    return RoundingContract(
-        storage=storage,
-        tiny=tiny,
-        largest=largest,
-        operand=0.0 if single else storage,
-        product=2.0**-9 if single and fp32_products == "tf32" else 0.0,
-        truncation=0.0 if single and fp32_products == "ieee" else 0.125,
-        key_block=key_block,
-        chained=chained,
-    )
+__all__ = ["Expectation", "RoundingContract", "contract_for", "expect_backward", "expect_forward"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,11 +82,12 @@ def expect_forward(
     cases. Otherwise roundings are taken as independent with mean zero, and a sum of them is bounded by Hoeffding's
     inequality at 8 deviations: each such sum of a correct kernel exceeds its bound with probability below 3e-14.
     """
-    terms = _Terms(contract, math.inf if structured else _DEVIATIONS)
+    terms = Terms(contract, math.inf if structured else DEVIATIONS)
     truth, bounds = (oracle.empty_results(problem, ("out", "lse"), device=tensors["q"].device) for _ in range(2))
     for block in oracle.rows(problem, tensors):
-        out, lse = (terms.value(noise) for noise in _forward_noise(block, terms))
-        found = {"out": (block.out, terms.stored(block.out, out)), "lse": (block.lse, _SLACK * lse)}
+        weights = _forward_weights(block, terms)
+        out, lse = terms.value(_out_noise(block, weights, terms)), terms.value(_lse_noise(block, weights, terms))
+        found = {"out": (block.out, terms.stored(block.out, out)), "lse": (block.lse, SLACK * lse)}
         for name, (value, bound) in found.items():
             truth[name].flatten(0, 1)[block.heads, block.queries] = value
             bounds[name].flatten(0, 1)[block.heads, block.queries] = bound
@@ -141,7 +102,7 @@ def expect_backward(
     The truth is the gradient at the exact out and lse. What the kernel loses by recomputing P from a rounded lse, and
     delta from a rounded out, is part of the bound, as `contract.chained` says they were made.
     """
-    terms = _Terms(contract, math.inf if structured else _DEVIATIONS)
+    terms = Terms(contract, math.inf if structured else DEVIATIONS)
     names = ("dq", "dk", "dv")
     truth, bounds = (oracle.empty_results(problem, names, device=tensors["q"].device) for _ in range(2))
     dq, dk, dv = (truth[name].flatten(0, 1) for name in names)
@@ -152,7 +113,7 @@ def expect_backward(
         dk.index_add_(0, block.kv, block.scale * slope.d_scores.mT @ block.q)
         dv.index_add_(0, block.kv, block.weights.mT @ slope.dout)
         noise = _slope_noise(block, slope, terms)
-        bounds["dq"].flatten(0, 1)[block.heads, block.queries] = _dq_error(block, noise, terms)
+        bounds["dq"].flatten(0, 1)[block.heads, block.queries] = _dq_error(block, slope, noise, terms)
         sums.add(block, slope, noise, terms)
     bounds["dk"] = abs(problem.softmax_scale) * sums.error("dk", terms)
     bounds["dv"] = sums.error("dv", terms)
@@ -161,236 +122,271 @@ def expect_backward(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Noise:
-    """Error of the elements of a tensor: a part that may be systematic, and independent roundings.
-
-    `steady` bounds the first. Of the second, `worst` is the sum of their bounds and `squares` the sum of their squares,
-    so that it is at most min(worst, lambda sqrt(squares)). Tensors that broadcast with each other.
-    """
-
-    steady: Tensor
-    worst: Tensor
-    squares: Tensor
-
-    def __add__(self, other: "_Noise") -> "_Noise":
-        return _Noise(
-            steady=self.steady + other.steady, worst=self.worst + other.worst, squares=self.squares + other.squares
-        )
-
-    def scaled(self, factor: Tensor) -> "_Noise":
-        """Of x * factor, elementwise, for the factor's absolute value."""
-        size = factor.abs()
-        return _Noise(steady=self.steady * size, worst=self.worst * size, squares=self.squares * size.square())
-
-    def through(self, right: Tensor) -> "_Noise":
-        """Of the matrix product x @ right, for an exact product."""
-        size = right.abs()
-        return _Noise(steady=self.steady @ size, worst=self.worst @ size, squares=self.squares @ size.square())
-
-    def total(self) -> "_Noise":
-        """Of the sum over the last axis."""
-        return _Noise(steady=self.steady.sum(-1), worst=self.worst.sum(-1), squares=self.squares.sum(-1))
-
-    @property
-    def columns(self) -> "_Noise":
-        """With a last axis of one element added."""
-        return _Noise(
-            steady=self.steady.unsqueeze(-1), worst=self.worst.unsqueeze(-1), squares=self.squares.unsqueeze(-1)
-        )
-
-    @property
-    def mT(self) -> "_Noise":  # noqa: N802  (the name that torch gives it)
-        return _Noise(steady=self.steady.mT, worst=self.worst.mT, squares=self.squares.mT)
-
-
-def _single(bound: Tensor) -> _Noise:
-    """One independent rounding in every element (or a few, whose bounds were added)."""
-    return _Noise(steady=torch.zeros_like(bound), worst=bound, squares=bound.square())
-
-
-def _steady(bound: Tensor) -> _Noise:
-    """An error that may be the same in all elements."""
-    return _Noise(steady=bound, worst=torch.zeros_like(bound), squares=torch.zeros_like(bound))
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """The contract, and the lambda of the probabilistic bound: infinite for worst cases."""
-
-    contract: RoundingContract
-    deviations: float
-
-    def value(self, noise: _Noise) -> Tensor:
-        if math.isinf(self.deviations):
-            return noise.steady + noise.worst
-        return noise.steady + torch.minimum(noise.worst, self.deviations * noise.squares.sqrt())
-
-    def sum(self, count: Tensor | int, absolute: Tensor) -> _Noise:
-        """Of a sum of `count` products, in any order, whose absolute values add up to `absolute`."""
-        contract = self.contract
-        roundings = torch.as_tensor(count, dtype=absolute.dtype, device=absolute.device) + 2
-        return _Noise(
-            steady=(contract.accumulate * contract.truncation * roundings + contract.product) * absolute,
-            worst=contract.accumulate * roundings * absolute,
-            squares=roundings * (contract.accumulate * absolute).square(),
-        )
-
-    def stored(self, value: Tensor, error: Tensor) -> Tensor:
-        """The bound of a result with computing error `error`, after its rounding to storage."""
-        return _SLACK * (error + self.contract.storage * (value.abs() + error) + self.contract.tiny)
-
-    def relative(self, exponent: _Noise) -> Tensor:
-        """What turns a bound of an exponent's error into one of the exponential's: (e^d - 1) / d at the worst d."""
-        worst = (exponent.steady + exponent.worst).clamp(min=2.0**-60)
-        return torch.expm1(worst) / worst
+def _signed(values: Tensor) -> Tensor:
+    """The values, 0 where infinite: an invisible pair or an empty row has no error."""
+    return values.nan_to_num(posinf=0.0, neginf=0.0)
 
 
 def _finite(values: Tensor) -> Tensor:
-    """Absolute values, 0 where infinite: an invisible pair or an empty row has no error."""
-    return values.abs().nan_to_num(posinf=0.0)
+    """Their absolute values."""
+    return _signed(values).abs()
 
 
-def _score_error(block: oracle.Rows, terms: _Terms) -> _Noise:
-    """Of each scaled score (n, r, Skv): its dot product, and the scale, log2(e) and their product."""
-    dots = abs(block.scale) * block.q.abs() @ block.k.abs().mT
+def _exponent_noise(block: oracle.Rows, shift: Tensor, terms: Terms) -> Noise:
+    """Of the logarithm of each weight (n, r, Skv), exp(score - shift): the dot product, scaling, shifting, exp2."""
+    unit = terms.contract.accumulate
     scores = _finite(block.scores)
-    constants = _steady(terms.contract.constant * scores)
-    return terms.sum(block.q.shape[-1], dots) + _single(3 * terms.contract.accumulate * scores) + constants
+    dots = abs(block.scale) * block.q.abs() @ block.k.abs().mT
+    return (
+        terms.sum(block.q.shape[-1], dots, scores)
+        + steady(terms.contract.constant * scores)
+        + single(unit * scores)
+        + single(unit * _finite(block.scores - shift.unsqueeze(-1)))
+        + single(torch.full_like(scores, terms.contract.exponential))
+    )
 
 
-def _forward_noise(block: oracle.Rows, terms: _Terms) -> tuple[_Noise, _Noise]:
-    """Of out (n, r, Dv) before it is stored, and of lse (n, r)."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _ForwardWeights:
+    """Of the same rows: `exponent` (n, r, Skv), the noise of the weights' logarithms; `seen` and `rescaled` (r), the number
+    of visible keys and of rescalings that can round."""
+
+    exponent: Noise
+    seen: Tensor
+    rescaled: Tensor
+
+
+def _forward_weights(block: oracle.Rows, terms: Terms) -> _ForwardWeights:
+    rescaled = _rescalings(block.visible, terms.contract.key_block)
+    # How far a shift was below the last one: its share of the roundings is common to the keys of a block.
+    drift = terms.contract.accumulate * _finite(block.scores - block.maximum.unsqueeze(-1)) * (rescaled > 0)[:, None]
+    exponent = _exponent_noise(block, block.maximum, terms) + steady(drift)
+    return _ForwardWeights(
+        exponent=exponent.scaled(growth(exponent)), seen=block.visible.sum(-1).double(), rescaled=rescaled
+    )
+
+
+def _rescalings(visible: Tensor, key_block: int) -> Tensor:
+    """How often the maximum of each row can grow, (r): once less than there are blocks with visible keys, in any order."""
+    seen, keys = visible.sum(-1), visible.shape[-1]
+    position = torch.arange(keys, device=visible.device).expand_as(visible)
+    last = position.masked_fill(~visible, -1).max(-1).values if keys else seen
+    first = position.masked_fill(~visible, keys).min(-1).values if keys else seen
+    touched = -((first - last) // key_block) + 1
+    blocks = torch.minimum(seen, touched).clamp(max=-(-keys // key_block))
+    return (blocks - 1).clamp(min=0).double()
+
+
+def _underflow(block: oracle.Rows, smallest: Tensor) -> Tensor:
+    """Of each weight (n, r, Skv), cast while it was at least itself: what is lost is at most the weight, and `smallest`."""
+    return torch.minimum(block.weights, smallest.unsqueeze(-1))
+
+
+def _accumulated(block: oracle.Rows, weights: _ForwardWeights, terms: Terms) -> Noise:
+    """Of out (n, r, Dv): what differs from column to column even if the weights are exact, and a scale of v."""
+    absolute = block.weights @ block.v.abs()
+    largest = largest_partial(absolute, block.out)
+    return (
+        terms.sum(weights.seen[:, None], absolute, block.out)
+        + several(weights.rescaled[:, None], terms.contract.accumulate * largest)
+        + single(terms.contract.division * block.out.abs())
+        + steady(terms.contract.constant * block.out.abs())
+    )
+
+
+def _normaliser(block: oracle.Rows, weights: _ForwardWeights, terms: Terms) -> Noise:
+    """Of the sum of weights (n, r), relative to it, for exact weights."""
+    count = (weights.seen - 1).clamp(min=0) + weights.rescaled
+    return several(count, torch.full_like(block.lse, terms.contract.accumulate))
+
+
+def _out_noise(block: oracle.Rows, weights: _ForwardWeights, terms: Terms) -> Noise:
+    """Of out (n, r, Dv) before it is stored."""
     contract = terms.contract
-    unit = contract.accumulate
-    rescalings = -(-block.scores.shape[-1] // contract.key_block) + 1
-    added = (block.visible.sum(-1) + rescalings).unsqueeze(-1)
-    maximum = block.maximum.abs()
-    exponent = (
-        _score_error(block, terms)
-        + _single(unit * _finite(block.scores - block.maximum.unsqueeze(-1)) + contract.exponential)
-        + _steady(
-            (2 * unit + contract.constant) * maximum.unsqueeze(-1) + rescalings * (contract.exponential + 2 * unit)
-        )
+    scores = block.weights * _signed(block.scores)
+    apart = spread(block.weights, block.v, block.out)
+    constant = scores @ block.v - scores.sum(-1, keepdim=True) * block.out
+    underflow = _underflow(block, contract.underflow / block.total.clamp(min=1.0))
+    return (
+        weights.exponent.averaged(block.weights, block.v, block.out, apart)
+        + several(weights.rescaled[:, None], contract.exponential / 2 * apart)
+        + steady(contract.accumulate * constant.abs())
+        + single(contract.operand * block.weights).through(block.v)
+        + steady(underflow @ block.v.abs())
+        + _accumulated(block, weights, terms)
+        + _normaliser(block, weights, terms).columns.scaled(block.out)
     )
-    shifted = exponent.scaled(block.weights * terms.relative(exponent))
-    normaliser = shifted.total().columns + terms.sum(added, torch.ones_like(block.out[..., :1]))
-    normaliser += _single(torch.full_like(block.out[..., :1], 3 * unit))
-    underflow = (contract.tiny / block.total.clamp(min=1.0)).unsqueeze(-1) * (block.visible.double() @ block.v.abs())
-    out = (
-        (shifted + _single(contract.operand * block.weights)).through(block.v)
-        + normaliser.scaled(block.out)
-        + terms.sum(added, block.weights @ block.v.abs())
-        + _steady(underflow)
+
+
+def _lse_noise(block: oracle.Rows, weights: _ForwardWeights, terms: Terms) -> Noise:
+    """Of lse (n, r): its sum with the maximum rounds, ln(2) does, and their product."""
+    contract = terms.contract
+    size = _finite(block.lse)
+    logarithm = block.total.clamp(min=1.0).log().clamp(min=math.log(2.0))
+    constant = (block.weights * _signed(block.scores)).sum(-1)
+    return (
+        weights.exponent.scaled(block.weights).total()
+        + several(weights.rescaled, torch.full_like(size, contract.exponential))
+        + _normaliser(block, weights, terms)
+        + single(contract.logarithm * logarithm)
+        + several(2.0, contract.accumulate * size)
+        + steady(contract.accumulate * constant.abs() + (contract.accumulate + contract.constant) * size)
     )
-    logarithm = _finite(block.lse)
-    lse = normaliser + _single(unit * (4 * logarithm + 2 * maximum)).columns
-    lse += _steady(contract.constant * (logarithm + maximum)).columns
-    return out, _Noise(steady=lse.steady[..., 0], worst=lse.worst[..., 0], squares=lse.squares[..., 0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _SlopeNoise:
-    """Of the backward quantities of the same rows: `weights` (n, r, Skv) of P as recomputed and cast, `delta` (n, r),
-    `scores` (n, r, Skv) of dS as cast, for an exact delta. `size` (n, r, Skv) is what |dS| may be."""
+    """Of the backward quantities of the same rows: `weights` (n, r, Skv) of P as recomputed and cast, from an exact lse;
+    `row` (n, r) of P relative to itself, from lse; `delta` (n, r); `scores` (n, r, Skv) of dS as cast, for an exact lse and
+    delta. `size` (n, r, Skv) is what |dS| may be, `underflow` what a cast of P loses."""
 
-    weights: _Noise
-    delta: _Noise
-    scores: _Noise
+    weights: Noise
+    row: Noise
+    delta: Noise
+    scores: Noise
     size: Tensor
+    underflow: Tensor
 
 
-def _slope_noise(block: oracle.Rows, slope: oracle.Slopes, terms: _Terms) -> _SlopeNoise:
+def _slope_noise(block: oracle.Rows, slope: oracle.Slopes, terms: Terms) -> _SlopeNoise:
     contract = terms.contract
     unit = contract.accumulate
-    upstream = slope.dout.abs()
-    products = (block.out * slope.dout).abs()
-    delta = (
-        _single(contract.storage * products).total()
-        + terms.sum(products.shape[-1], products.sum(-1))
-        + _steady(contract.tiny * upstream.sum(-1))
-    )
-    logarithm = (unit + contract.constant) * _finite(block.lse)
-    if contract.chained:
-        out, lse = _forward_noise(block, terms)
-        delta += out.scaled(slope.dout).total()
-        logarithm += _SLACK * terms.value(lse)
-    exponent = (
-        _score_error(block, terms)
-        + _single(unit * _finite(block.scores - block.lse.unsqueeze(-1)) + contract.exponential)
-        + _steady((2 * unit * _finite(block.lse) + logarithm).unsqueeze(-1))
-    )
-    weights = exponent.scaled(block.weights * terms.relative(exponent))
-    difference = (slope.d_weights - slope.delta.unsqueeze(-1)).abs()
-    dots = terms.sum(block.v.shape[-1], upstream @ block.v.abs().mT)
+    exponent = _exponent_noise(block, block.lse, terms)
+    weights = exponent.scaled(block.weights * growth(exponent))
+    difference = slope.d_weights - slope.delta.unsqueeze(-1)
+    dots = terms.sum(block.v.shape[-1], slope.dout.abs() @ block.v.abs().mT, slope.d_weights)
+    row, delta = _row_noise(block, slope, terms)
     if contract.summed_delta:
-        size = block.weights * slope.d_weights.abs()
-        delta += (weights.scaled(slope.d_weights) + dots.scaled(block.weights)).total()
-        delta += _single(contract.operand * size).total() + terms.sum(block.visible.sum(-1), size.sum(-1))
-    local = weights.scaled(difference) + (dots + _single(3 * unit * difference)).scaled(block.weights)
-    size = slope.d_scores.abs() + terms.value(local) + block.weights * terms.value(delta).unsqueeze(-1)
+        summed = block.weights * slope.d_weights
+        delta += (weights.scaled(slope.d_weights) + dots.scaled(block.weights)).total() + row.scaled(slope.delta)
+        delta += single(contract.operand * summed.abs()).total()
+        delta += terms.sum(block.visible.sum(-1), summed.abs().sum(-1), slope.delta, matrix=False)
+    # The difference, its product with P, and the scale where it comes before the sums.
+    local = weights.scaled(difference) + (dots + several(3.0, unit * difference.abs())).scaled(block.weights)
+    common = terms.value(delta).unsqueeze(-1) * block.weights + terms.value(row).unsqueeze(-1) * slope.d_scores.abs()
+    size = slope.d_scores.abs() + terms.value(local) + common
     return _SlopeNoise(
-        weights=weights + _single(contract.operand * block.weights),
+        weights=weights + single(contract.operand * block.weights),
+        row=row,
         delta=delta,
-        scores=local + _single(contract.operand * size),
+        scores=local + single(contract.operand * size),
         size=size,
+        underflow=_underflow(block, torch.full_like(block.lse, contract.underflow)),
     )
 
 
-def _underflow(terms: _Terms, scale: float) -> float:
-    """The underflow of one dS, before the scale; a kernel may round dS before or after scaling it."""
-    return terms.contract.tiny * max(1.0, 1.0 / abs(scale)) if scale else 0.0
+def _row_noise(block: oracle.Rows, slope: oracle.Slopes, terms: Terms) -> tuple[Noise, Noise]:
+    """Of P, relative to itself, and of delta: what all keys of a row share. (n, r) each.
+
+    lse was rounded to fp32 and is multiplied by a rounded log2(e); out was rounded to storage. Of a `chained` pass, the
+    errors of both are those of the forward pass: out dout is a mean of dP under the weights, as out is one of V.
+    """
+    contract = terms.contract
+    products = block.out * slope.dout
+    row = several(2.0, contract.accumulate * _finite(block.lse)) + steady(contract.constant * _finite(block.lse))
+    delta = (
+        single(contract.storage * products.abs()).total()
+        + terms.sum(products.shape[-1], products.abs().sum(-1), slope.delta, matrix=False)
+        + steady(contract.tiny * slope.dout.abs().sum(-1))
+    )
+    if not contract.chained:
+        return row, delta
+    forward = _forward_weights(block, terms)
+    apart = slope.d_weights - slope.delta.unsqueeze(-1)
+    deviation = (block.weights * apart.square()).sum(-1).sqrt()
+    constant = (block.weights * _signed(block.scores) * apart).sum(-1)
+    underflow = _underflow(block, contract.underflow / block.total.clamp(min=1.0))
+    delta += (
+        forward.exponent.scaled(block.weights * apart).total()
+        + several(forward.rescaled, contract.exponential / 2 * deviation)
+        + steady(contract.accumulate * constant.abs() + (underflow * slope.d_weights.abs()).sum(-1))
+        + single(contract.operand * (block.weights * slope.d_weights).abs()).total()
+        + _accumulated(block, forward, terms).scaled(slope.dout).total()
+        + _normaliser(block, forward, terms).scaled(slope.delta)
+    )
+    return row + _lse_noise(block, forward, terms), delta
 
 
-def _dq_error(block: oracle.Rows, noise: _SlopeNoise, terms: _Terms) -> Tensor:
-    """An error of delta is common to a row: it meets the signed sum of P K, which is far below that of P |K|."""
-    absolute = noise.size @ block.k.abs()
+def _dq_error(block: oracle.Rows, slope: oracle.Slopes, noise: _SlopeNoise, terms: Terms) -> Tensor:
+    """What is common to a row meets signed sums: dQ itself, and P K, which is far below P |K|."""
+    contract = terms.contract
+    value = slope.d_scores @ block.k
+    logarithm = contract.accumulate * _finite(block.lse).unsqueeze(-1)
     inner = (
         noise.scores.through(block.k)
         + noise.delta.columns.scaled(block.weights @ block.k)
-        + terms.sum(block.visible.sum(-1, keepdim=True), absolute)
-        + _single(3 * terms.contract.accumulate * absolute)
-        + _steady(terms.contract.constant * absolute)
-        + _steady(_underflow(terms, block.scale) * (block.visible.double() @ block.k.abs()))
+        + noise.row.columns.scaled(value)
+        + steady(
+            contract.accumulate * ((_signed(block.scores) * slope.d_scores) @ block.k).abs() + logarithm * value.abs()
+        )
+        + terms.sum(block.visible.sum(-1, keepdim=True), noise.size @ block.k.abs(), value)
+        + single(contract.accumulate * value.abs())
+        + steady((contract.accumulate + contract.constant) * value.abs())
+        + steady(_slope_underflow(block, noise.size, terms) @ block.k.abs())
     )
     return abs(block.scale) * terms.value(inner)
+
+
+def _slope_underflow(block: oracle.Rows, size: Tensor, terms: Terms) -> Tensor:
+    """Of each dS (n, r, Skv), before the scale; a kernel may round dS before or after scaling it."""
+    lost = terms.contract.underflow * max(1.0, 1.0 / abs(block.scale)) if block.scale else 0.0
+    return size.clamp(max=lost)
 
 
 class _KeySums:
     """Noise of dk and dv (heads, Skv, D), added up over the queries of all heads of a group and over blocks of rows.
 
     The mutable part of a bound: the roundings of different queries are independent, so their squares must be added up
-    before a root is taken. `absolute` is the sum of the absolute products, `count` (heads, Skv) their number.
+    before a root is taken. `value` is the sum itself, `absolute` that of the absolute products, `count` (heads, Skv) their
+    number. `scale` and `logarithm` are signed: what the sum gains by a relative error of the constant in all scores, and of
+    the one in all lse.
     """
 
     def __init__(self, problem: Problem, device: torch.device) -> None:
         self._results = oracle.empty_results(problem, ("dk", "dv"), device=device)
         self._parts: dict[str, Tensor] = {}
+        self._runs = problem.group
 
-    def add(self, block: oracle.Rows, slope: oracle.Slopes, noise: _SlopeNoise, terms: _Terms) -> None:
+    def add(self, block: oracle.Rows, slope: oracle.Slopes, noise: _SlopeNoise, terms: Terms) -> None:
         seen = block.visible.double().T
-        upstream, queries = slope.dout.abs(), block.q.abs()
         self._add("count", block.kv, seen.sum(-1).expand(len(block.kv), -1))
-        dv = noise.weights.mT.through(slope.dout) + _steady(terms.contract.tiny * (seen @ upstream))
-        self._add_noise("dv", block.kv, dv, block.weights.mT @ upstream)
-        scores = noise.scores + noise.delta.columns.scaled(block.weights)
-        dk = scores.mT.through(block.q) + _steady(_underflow(terms, block.scale) * (seen @ queries))
-        self._add_noise("dk", block.kv, dk, noise.size.mT @ queries)
+        dv = noise.weights + noise.row.columns.scaled(block.weights) + steady(noise.underflow)
+        self._add_products("dv", block, dv, block.weights, block.weights, slope.dout)
+        dk = noise.scores + noise.row.columns.scaled(slope.d_scores) + noise.delta.columns.scaled(block.weights)
+        dk += steady(_slope_underflow(block, noise.size, terms))
+        self._add_products("dk", block, dk, slope.d_scores, noise.size, block.q)
 
-    def error(self, name: str, terms: _Terms) -> Tensor:
+    def error(self, name: str, terms: Terms) -> Tensor:
         """The bound of dv or, before the scale, of dk, in its shape."""
         if not self._parts:
             return self._results[name]
-        parts = {part: self._parts[f"{name}.{part}"] for part in ("steady", "worst", "squares", "absolute")}
-        absolute = parts.pop("absolute")
-        noise = _Noise(**parts) + terms.sum(self._parts["count"].unsqueeze(-1), absolute)
-        noise += _single(3 * terms.contract.accumulate * absolute) + _steady(terms.contract.constant * absolute)
+        unit = terms.contract.accumulate
+        parts = {part: self._parts[f"{name}.{part}"] for part in ("steady", "worst", "squares")}
+        absolute, value, scale, logarithm = (
+            self._parts[f"{name}.{part}"] for part in ("absolute", "value", "scale", "logarithm")
+        )
+        noise = Noise(**parts) + terms.sum(self._parts["count"].unsqueeze(-1), absolute, value, runs=self._runs)
+        noise += steady(unit * (scale.abs() + logarithm.abs()))
+        if name == "dk":
+            noise += single(unit * value.abs()) + steady((unit + terms.contract.constant) * value.abs())
         return terms.value(noise).view_as(self._results[name])
 
-    def _add_noise(self, name: str, kv: Tensor, noise: _Noise, absolute: Tensor) -> None:
-        parts = {"steady": noise.steady, "worst": noise.worst, "squares": noise.squares, "absolute": absolute}
-        for part, addend in parts.items():
-            self._add(f"{name}.{part}", kv, addend)
+    def _add_products(
+        self, name: str, block: oracle.Rows, noise: Noise, left: Tensor, size: Tensor, right: Tensor
+    ) -> None:
+        """Of left^T right, where left (n, r, Skv) has this noise and is at most `size`."""
+        through = noise.mT.through(right)
+        addends = {
+            "steady": through.steady,
+            "worst": through.worst,
+            "squares": through.squares,
+            "absolute": size.mT @ right.abs(),
+            "value": left.mT @ right,
+            "scale": (_signed(block.scores) * left).mT @ right,
+            "logarithm": (_signed(block.lse).unsqueeze(-1) * left).mT @ right,
+        }
+        for part, addend in addends.items():
+            self._add(f"{name}.{part}", block.kv, addend)
 
     def _add(self, name: str, kv: Tensor, addend: Tensor) -> None:
         if name not in self._parts:

@@ -5,9 +5,10 @@ the sides of the tiles, where kernels break. Refuses to run or to judge anything
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import strategies as st
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from harness import inputs, oracle
 from harness.errors import UsageError
+from harness.foreign import Foreign
 from harness.inputs import Placement
-from harness.operation import operation_for
+from harness.operation import operation_for, shapes
 from harness.problem import LAYOUTS, Dtype, Pass, Problem, parse_problem
 from harness.space import Config
+from harness.subject import Kernel, KernelSubject
 
 # History of the schema: 1 is the first.
 SCHEMA = 1
@@ -27,16 +30,18 @@ _VALUE = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=Tr
 
 # Head dims from plain to awkward; hypothesis shrinks towards the front.
 HEAD_DIMS = (16, 8, 32, 64, 24, 40, 48, 80, 96, 128)
-GROUPS = (1, 2, 3, 4, 5, 8)
-_LIMIT = 200
+_LIMIT = 130
 _PATCH_VALUES = (0.0, 1.0, -1.0, 100.0, -100.0, 1e-7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
 class Lie:
-    """Where a tensor's elements lie, where that differs from the problem's layout; see `harness.inputs.Placement`."""
+    """Where a tensor's elements lie, where that differs from the problem's layout; see `harness.inputs.Placement`.
 
-    layout: str = "bhsd"
+    `layout` lists its axes from the slowest to the fastest; the transposed "bhds" is none of a problem's layouts.
+    """
+
+    layout: Literal["bhsd", "bshd", "sbhd", "bhds"] = "bhsd"
     row_padding: int = 0
     shift: int = 0
     expanded: tuple[int, ...] = ()
@@ -53,7 +58,10 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
 class Case:
-    """A question to a kernel under a config. `problem` is in notation; `lies` are by tensor name."""
+    """A question to a kernel under a config. `problem` is in notation; `lies` are by tensor name.
+
+    `foreign` names an implementation that is not a kernel file; it has no config, and `kernel` is then its target.
+    """
 
     kernel: str
     problem: str
@@ -62,6 +70,7 @@ class Case:
     seed: int
     lies: Mapping[str, Lie]
     patches: tuple[Patch, ...] = ()
+    foreign: Foreign | None = None
 
     @property
     def asked(self) -> Problem:
@@ -97,11 +106,18 @@ def tensors_of(case: Case) -> dict[str, Tensor]:
             values[patch.tensor] = values[patch.tensor].contiguous()
             flat = values[patch.tensor].view(-1)
             flat[patch.position % flat.numel()] = patch.value
-    placed = {name: inputs.place(name, tensor, _placement(case, name)).view for name, tensor in values.items()}
+    placed = {name: _placed(case, name, tensor) for name, tensor in values.items()}
     if problem.pass_ == "bwd":
         made = oracle.forward(problem, placed)
-        placed |= {"out": made["out"].to(inputs.DTYPES[problem.dtype]), "lse": made["lse"].float()}
+        placed["out"] = _placed(case, "out", made["out"].to(inputs.DTYPES[problem.dtype]))
+        placed["lse"] = _placed(case, "lse", made["lse"].float())
     return {name: placed[name] for name in operation_for(problem).inputs}
+
+
+def kernel_subject(kernel: Kernel, case: Case, *, device: str = "cpu") -> KernelSubject:
+    """The subject that a case asks: `kernel` under its config, with outputs where the case says."""
+    outputs = {name: _placement(case, name) for name in operation_for(case.asked).outputs if name in case.lies}
+    return KernelSubject(kernel=kernel, config=case.config, device=device, outputs=outputs)
 
 
 def structured(case: Case) -> bool:
@@ -113,11 +129,17 @@ def structured(case: Case) -> bool:
     )
 
 
+def _placed(case: Case, name: str, values: Tensor) -> Tensor:
+    return inputs.place(name, values, _placement(case, name)).view
+
+
 def _placement(case: Case, name: str) -> Placement:
+    axes = len(shapes(case.asked)[name][0])
     lie = case.lies.get(name)
     if lie is None:
-        return inputs.placement_for(case.asked.layout)
-    order = inputs.placement_for(lie.layout).order  # type: ignore[arg-type]
+        return inputs.placement_for(case.asked.layout, axes)
+    # A log-sum-exp has no head dim.
+    order = tuple("bhsd".index(letter) for letter in lie.layout if "bhsd".index(letter) < axes)
     return Placement(order=order, row_padding=lie.row_padding, shift=lie.shift, expanded=lie.expanded)
 
 
@@ -148,31 +170,70 @@ def write_counterexample(folder: Path, found: Counterexample) -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def case_strategy(kernel: str, pass_: Pass, configs: Mapping[Dtype, Sequence[Config]]) -> st.SearchStrategy[Case]:
-    """Cases for a kernel, with configs to choose from by dtype. Simple values come first, so shrinking ends at them."""
-    return _cases(kernel, pass_, configs)
+Shape = Callable[[Problem], Problem]
+
+
+def case_strategy(
+    kernel: str, pass_: Pass, configs: Mapping[Dtype, Sequence[Config]], *, shape: Shape = lambda problem: problem
+) -> st.SearchStrategy[Case]:
+    """Cases for a kernel, with configs to choose from by dtype. Simple values come first, so shrinking ends at them.
+
+    `shape` turns a problem into one that may be asked; see `like`.
+    """
+    return _cases(kernel, pass_, configs, None, shape)
+
+
+def foreign_strategy(
+    foreign: Foreign, passes: Sequence[Pass], dtypes: Sequence[Dtype], shape: Shape
+) -> st.SearchStrategy[Case]:
+    """Cases for an implementation that is not a kernel file."""
+    configs = {dtype: [Config({})] for dtype in dtypes}
+    return st.one_of(*(_cases(foreign.target, pass_, configs, foreign, shape) for pass_ in passes))
+
+
+# Steps of a kernel (a tile of queries against one of keys) that a case with several heads takes, at most: tenths of a second
+# in the interpreter.
+_MOST_STEPS = 24
+# Tile sides of libraries, where nobody says which they are.
+_FOREIGN_SIDES = (16, 32, 64, 128)
+_RECIPES = sorted(inputs.RECIPES, key=lambda name: name != "normal")
+# Batches, key/value heads, query heads to each of them.
+_DTYPES: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
+_HEADS = (
+    (1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (1, 2, 2), (1, 1, 3), (2, 2, 1), (1, 3, 1), (3, 1, 1), (2, 1, 2), (1, 2, 3),
+    (2, 2, 2), (1, 1, 4), (1, 1, 5), (1, 1, 8), (1, 3, 2), (3, 3, 1), (2, 3, 2), (1, 2, 4),
+)  # fmt: skip
 
 
 @st.composite
-def _cases(draw: st.DrawFn, kernel: str, pass_: Pass, configs: Mapping[Dtype, Sequence[Config]]) -> Case:
-    dtype = draw(st.sampled_from(sorted(configs)))
+def _cases(
+    draw: st.DrawFn,
+    kernel: str,
+    pass_: Pass,
+    configs: Mapping[Dtype, Sequence[Config]],
+    foreign: Foreign | None,
+    shape: Shape,
+) -> Case:
+    dtype = draw(st.sampled_from([name for name in _DTYPES if name in configs]))
     config = draw(st.sampled_from(configs[dtype]))
-    problem = draw(problem_strategy(pass_, dtype, _sides(config)))
-    names = ("q", "k", "v") if pass_ == "fwd" else ("q", "k", "v", "dout")
+    problem = shape(draw(problem_strategy(pass_, dtype, _sides(config))))
+    operation = operation_for(problem)
     # Descriptors need aligned rows of stride 1, so a config that asks for them gets tensors as the layout says.
-    free = () if "tma" in config.values() else names
-    lies = {name: lie for name in free if (lie := draw(_lies(name))) is not None}
+    free = () if "tma" in config.values() else operation.tensors
+    drawn = tuple(name for name in operation.inputs if name not in ("out", "lse"))
+    lies = {name: lie for name in free if (lie := draw(_lies(name, shared=name in drawn))) is not None}
     patch = st.builds(
-        Patch, tensor=st.sampled_from(names), position=st.integers(0, 4096), value=st.sampled_from(_PATCH_VALUES)
+        Patch, tensor=st.sampled_from(drawn), position=st.integers(0, 4096), value=st.sampled_from(_PATCH_VALUES)
     )
     return Case(
         kernel=kernel,
         problem=str(problem),
         config=dict(config),
-        recipe=draw(st.sampled_from(sorted(inputs.RECIPES, key=lambda name: name != "normal"))),
+        recipe=draw(st.sampled_from(_RECIPES)),
         seed=draw(st.integers(0, 255)),
         lies=lies,
         patches=tuple(draw(st.lists(patch, max_size=2))),
+        foreign=foreign,
     )
 
 
@@ -180,17 +241,21 @@ def _cases(draw: st.DrawFn, kernel: str, pass_: Pass, configs: Mapping[Dtype, Se
 def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence[int]) -> Problem:
     """A small problem whose lengths and windows lie at and around the tiles' sides."""
     length = _lengths(sides)
-    kv_heads = draw(st.sampled_from((1, 2)))
     q_len = draw(length)
+    kv_len = draw(st.just(q_len) | length)
     head_dim = draw(st.sampled_from(HEAD_DIMS))
-    bound = st.none() | length
+    bound = st.none() | length | st.integers(0, 9)
     causal = draw(st.booleans())
+    steps = -(-q_len // min(sides)) * -(-kv_len // min(sides))
+    batch, kv_heads, group = draw(
+        st.sampled_from([heads for heads in _HEADS if math.prod(heads) * steps <= max(_MOST_STEPS, steps)])
+    )
     return Problem(
-        batch=draw(st.sampled_from((1, 2))),
-        q_heads=kv_heads * draw(st.sampled_from(GROUPS)),
+        batch=batch,
+        q_heads=kv_heads * group,
         kv_heads=kv_heads,
         q_len=q_len,
-        kv_len=draw(st.just(q_len) | length),
+        kv_len=kv_len,
         head_dim=head_dim,
         v_head_dim=draw(st.just(head_dim) | st.sampled_from(HEAD_DIMS)),
         dtype=dtype,
@@ -204,23 +269,48 @@ def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence
     )
 
 
+def like(wanted: Problem) -> Shape:
+    """Shapes problems like `wanted` in everything but lengths and numbers of heads; a window keeps its length if it has that
+    side."""
+
+    def side(drawn: int | None, asked: int | None) -> int | None:
+        return None if asked is None else (asked if drawn is None else drawn)
+
+    def shape(problem: Problem) -> Problem:
+        return problem.replace(
+            head_dim=wanted.head_dim,
+            v_head_dim=wanted.v_head_dim,
+            causal=wanted.causal,
+            window_left=side(problem.window_left, wanted.window_left),
+            window_right=None if wanted.causal else side(problem.window_right, wanted.window_right),
+            top_left=wanted.top_left,
+            scale=wanted.scale,
+            layout=wanted.layout,
+        )
+
+    return shape
+
+
 def _lengths(sides: Sequence[int]) -> st.SearchStrategy[int]:
     near = sorted({side * times + step for side in sides for times in (1, 2) for step in (-1, 0, 1)} | {0, 1, 2, 3})
-    return st.sampled_from([length for length in near if 0 <= length <= _LIMIT]) | st.integers(0, max(sides) + 8)
+    # Nothing at all is drawn now and then; more often it would displace what has elements.
+    return st.sampled_from([length for length in near if 0 < length <= _LIMIT] + [0]) | st.integers(1, max(sides) + 8)
 
 
 @st.composite
-def _lies(draw: st.DrawFn, name: str) -> Lie | None:
-    if draw(st.sampled_from((True, True, False))):
+def _lies(draw: st.DrawFn, name: str, *, shared: bool) -> Lie | None:
+    """`shared`: elements may share memory, as they must not where they are written, or follow from other tensors."""
+    if draw(st.sampled_from((True, True, True, False))):
         return None
     axes = (0, 1, 2) if name == "dout" else (0, 1)
     return Lie(
-        layout=draw(st.sampled_from(LAYOUTS)),
+        layout=draw(st.sampled_from(("bhsd", "bshd", "sbhd", "bhds"))),
         row_padding=draw(st.sampled_from((0, 8, 3))),
         shift=draw(st.sampled_from((0, 1))),
-        expanded=tuple(sorted(draw(st.sets(st.sampled_from(axes), max_size=1)))),
+        expanded=tuple(sorted(draw(st.sets(st.sampled_from(axes), max_size=1)))) if shared else (),
     )
 
 
 def _sides(config: Mapping[str, Any]) -> list[int]:
-    return sorted({value for name, value in config.items() if "block" in name and isinstance(value, int)}) or [16]
+    sides = sorted({value for name, value in config.items() if "block" in name and isinstance(value, int)})
+    return sides or list(_FOREIGN_SIDES)

@@ -8,7 +8,7 @@ to write a file that it cannot read back.
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +17,11 @@ from pydantic.dataclasses import dataclass
 
 from harness.compare import Verdict
 from harness.errors import MachineError, WorkspaceError
-from harness.outcome import Binary, Estimated, Measured, Mode
+from harness.outcome import Binary, Estimated, Measured, Mode, Proof
 from harness.tune import Settled
 
-# History of the schema: 1 is the first.
-SCHEMA = 1
+# History of the schema: 1 is the first; 2 has certificates.
+SCHEMA = 2
 
 _STORED = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
 
@@ -54,6 +54,27 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STORED)
+class KillRate:
+    """How many planted bugs of how many the suite saw (`flashtune mutants`), on this kernel and with this suite."""
+
+    killed: int
+    planted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STORED)
+class Certificate:
+    """What was proved of a champion, and what the suite that proved it is worth; `kill_rate` is None where that was not
+    measured with this version of the suite and of the kernel."""
+
+    proof: Proof
+    kill_rate: KillRate | None = None
+
+    def __post_init__(self) -> None:
+        if not self.proof.passed:
+            raise ValueError("a certificate cannot exist without a proof that passed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STORED)
 class Champion:
     """The best config that passed for one problem. `trials` says how many candidates were tried, by outcome."""
 
@@ -62,6 +83,7 @@ class Champion:
     default: Mapping[str, int | str | bool]
     number: Number
     verdict: Verdict
+    certificate: Certificate
     binaries: tuple[Binary, ...]
     environment: Environment
     trials: Mapping[str, int]
@@ -161,9 +183,13 @@ def save_champions(path: Path, fresh: Iterable[Champion], *, device: str, arch: 
     return merged
 
 
-def champion_of(settled: Settled, mode: Mode, environment: Environment) -> Champion | None:
-    """The champion of a settled problem as it is stored, or None if it has none."""
+def champion_of(
+    settled: Settled, mode: Mode, environment: Environment, kill_rate: Callable[[str], KillRate | None]
+) -> Champion | None:
+    """The champion of a settled problem as it is stored, or None if it has none; `kill_rate` is asked about a suite's digest."""
     if settled.champion is None or not isinstance(settled.champion.outcome, Measured | Estimated):
+        return None
+    if settled.proof is None:
         return None
     outcome = settled.champion.outcome
     return Champion(
@@ -172,6 +198,7 @@ def champion_of(settled: Settled, mode: Mode, environment: Environment) -> Champ
         default=settled.default.config,
         number=_number(settled, mode),
         verdict=outcome.verdict,
+        certificate=Certificate(proof=settled.proof, kill_rate=kill_rate(settled.proof.suite)),
         binaries=outcome.artifact.binaries,
         environment=dataclasses.replace(environment, toolchain=outcome.artifact.toolchain),
         trials=settled.outcomes,

@@ -54,15 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     space.add_argument("--problem", metavar="P", required=True)
     space.add_argument("--target", metavar="T", help="device (default: h200)")
 
-    fuzz = _verb(verbs, "fuzz", "search for a counterexample; shrink it; keep it in results/corpus")
-    fuzz.add_argument("kernel", metavar="KERNEL")
-    fuzz.add_argument("--time", metavar="T", default="60s", help="how long, e.g. 90s, 10m (default: 60s)")
-    fuzz.add_argument("--cases", metavar="N", type=_positive, default=10**9, help="at most so many cases")
-    fuzz.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
-
-    replay = _verb(verbs, "replay", "ask every judge about one counterexample again")
-    replay.add_argument("what", metavar="FILE", help="a corpus file, or the id in its name")
-
+    _add_provers(verbs)
     _verb(verbs, "doctor", "what is on this machine, and whether a measurement here could be trusted")
 
     show = _verb(verbs, "show", "champions; with --failed the failures of the journals by reason")
@@ -71,6 +63,33 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--failed", action="store_true", help="failures by reason instead of champions")
     show.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
     return parser
+
+
+def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    fuzz = _verb(verbs, "fuzz", "search for a counterexample; shrink it; keep it in results/corpus")
+    fuzz.add_argument("kernel", metavar="KERNEL", nargs="?", help="a kernel of this workspace")
+    fuzz.add_argument("--impl", metavar="F", help="anybody's: package.module:function, or a stock adapter such as sdpa")
+    fuzz.add_argument("--signature", metavar="S", help="how --impl is called: sdpa, flash, flex, ours")
+    fuzz.add_argument("--supports", metavar="W", action="append", help="what --impl can do, e.g. 'fwd causal fp16 gqa'")
+    fuzz.add_argument("--profile", metavar="P", help="pr, nightly, gpu, mutation, repro: stock time, cases and judges")
+    fuzz.add_argument("--time", metavar="T", help="how long, e.g. 90s, 10m (default: 60s, or as the profile says)")
+    fuzz.add_argument("--cases", metavar="N", type=_positive, help="at most so many cases")
+    fuzz.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
+
+    replay = _verb(verbs, "replay", "ask every judge about one counterexample again")
+    replay.add_argument("what", metavar="FILE", help="a corpus file, or the id in its name")
+
+    mutants = _verb(verbs, "mutants", "measure the suite by planted bugs: who sees which, and how soon")
+    mutants.add_argument("kernel", metavar="KERNEL")
+    mutants.add_argument("--only", metavar="WORD", action="append", help="mutants with this in their name; repeatable")
+    mutants.add_argument(
+        "--cases", metavar="N", type=_positive, default=240, help="at most so many each (default: 240)"
+    )
+    mutants.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
+    mutants.add_argument("--jobs", metavar="N", type=_positive, default=2, help="mutants at a time (default: 2)")
+    mutants.add_argument(
+        "--compare", action="store_true", help="show them to the gate and to other projects' criteria too"
+    )
 
 
 def _count(text: str) -> int:
@@ -127,12 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(options: argparse.Namespace) -> int:
     from harness import commands
 
-    if options.verb in ("fuzz", "replay"):
+    if options.verb in ("fuzz", "replay", "mutants"):
         # Judges need torch, triton and hypothesis, which the other verbs do without.
         commands.require_packages("torch", "triton", "hypothesis")
-        from harness import proving
+        from harness import mutating, proving
 
-        return {"fuzz": proving.run_fuzz, "replay": proving.run_replay}[options.verb](options)
+        provers = {"fuzz": proving.run_fuzz, "replay": proving.run_replay, "mutants": mutating.run_mutants}
+        return provers[options.verb](options)
     verbs = {
         "tune": commands.run_tune,
         "space": commands.run_space,

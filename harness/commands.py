@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import documents, report, report_show
-from harness.champions import Environment, champion_of, champion_path, read_champions, save_champions
+from harness.champions import Environment, KillRate, champion_of, champion_path, read_champions, save_champions
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
 from harness.outcome import Mode
@@ -29,14 +29,14 @@ from harness.store import Journal, open_journal, read_journal
 from harness.tune import Budget, Settled, Task, Tried, tune
 from harness.worker import Job, ProcessRunner, Runner
 from harness.workload import find_workload, problems_for
-from harness.workspace import Workspace, digest_modules, find_workspace, triton_cache
+from harness.workspace import SUITE_MODULES, Workspace, digest_modules, find_workspace, triton_cache
 
 DEFAULT_TARGET = "h200"
 
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
     "binary", "bounds", "compare", "compile", "device", "estimate", "flow", "inputs", "measure", "operation", "oracle",
-    "outcome", "problem", "prune", "sensor", "stats", "subject", "timing", "tune", "verify", "worker",
+    "outcome", "problem", "prune", "sensor", "stats", "timing", "tune", "verify", "worker", *SUITE_MODULES,
 )  # fmt: skip
 
 
@@ -258,6 +258,11 @@ def _setting(target: str | None) -> Setting:
     return Setting(named or find_target(DEFAULT_TARGET), "estimated")
 
 
+def live_device() -> DeviceFacts | None:
+    """The GPU that is here, if Triton can compile for it."""
+    return _live_device()[0]
+
+
 def _live_device() -> tuple[DeviceFacts | None, str | None]:
     # Asking torch costs seconds; where the kernel driver has made no device node there is nothing to ask for.
     if not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")):
@@ -321,10 +326,15 @@ def _save(
     settled: Sequence[Settled], workspace: Workspace, setting: Setting, options: argparse.Namespace
 ) -> Path | None:
     """Keep the champions: measured ones where they are reviewed and committed, all others as drafts."""
+    digest = workspace.kernel_digest(options.kernel)
+
+    def kill_rate(suite: str) -> KillRate | None:
+        return documents.kill_rate(workspace.results, options.kernel, suite=suite, kernel_digest=digest)
+
     fresh = [
         champion
         for one in settled
-        if (champion := champion_of(one, setting.mode, _environment(one, workspace, setting, options)))
+        if (champion := champion_of(one, setting.mode, _environment(one, workspace, setting, options), kill_rate))
     ]
     if not fresh:
         return None

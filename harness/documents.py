@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from harness.champions import ChampionFile
+from harness.champions import ChampionFile, KillRate
 from harness.compare import Verdict
 from harness.device import DeviceFacts
-from harness.outcome import Estimated, Measured, Mode
+from harness.errors import WorkspaceError
+from harness.outcome import Estimated, Measured, Mode, Proof
 from harness.probe import Machine
 from harness.tune import Settled
 
@@ -51,12 +52,14 @@ class DefaultDocument:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
 class ChampionDocument:
-    """The best config that passed, its number in milliseconds, what kind of number it is, and the verdict it rests on."""
+    """The best config that passed, its number in milliseconds, what kind of number it is, and what it rests on: the verdict of
+    the gate and the proof by the suite."""
 
     config: ConfigValues
     value_ms: float
     kind: Mode
     verdict: Verdict
+    proof: Proof
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
@@ -155,6 +158,47 @@ class ReplayDocument:
     judges: tuple[ReplayedJudge, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class MutantDocument:
+    """A planted bug: the judges that objected to the case that killed it ("crash" and "timeout" if it ended its process), and
+    the number of that case; a survivor has none. `detail` is what the first of them said."""
+
+    name: str
+    kernel: str
+    equivalent: bool
+    killed_by: tuple[str, ...]
+    cases: int | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class CriterionDocument:
+    """What another way to judge sees of the same mutants: how many it kills of those it was shown, and how many of its cases it
+    objects to on the kernels as they are."""
+
+    name: str
+    killed: int
+    shown: int
+    false_alarms: int
+    cases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class MutantsDocument:
+    """What `flashtune mutants --json` prints. `suite` and `kernel_digest` say which code was measured; `median_cases` is over
+    the killed ones that are not equivalent; `criteria` is empty without `--compare`."""
+
+    mutants: tuple[MutantDocument, ...]
+    seconds: float
+    suite: str
+    kernel_digest: str
+    versions: Mapping[str, str]
+    seed: int
+    most_cases: int
+    median_cases: float | None
+    criteria: tuple[CriterionDocument, ...] = ()
+
+
 DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "tune": TypeAdapter(TuneDocument),
     "space": TypeAdapter(SpaceDocument),
@@ -162,6 +206,7 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "show": TypeAdapter(ShowDocument),
     "fuzz": TypeAdapter(FuzzDocument),
     "replay": TypeAdapter(ReplayDocument),
+    "mutants": TypeAdapter(MutantsDocument),
 }
 
 
@@ -184,12 +229,35 @@ def tune_document(
     )
 
 
+def mutants_path(results: Path, kernel: str) -> Path:
+    """Where the measured suite of a kernel is kept: what `flashtune mutants KERNEL --json` printed."""
+    return results / "mutants" / f"{kernel}.json"
+
+
+def kill_rate(results: Path, kernel: str, *, suite: str, kernel_digest: str) -> KillRate | None:
+    """What the suite with this digest is worth on this kernel, if that was measured and kept. Raises `WorkspaceError`."""
+    path = mutants_path(results, kernel)
+    if not path.exists():
+        return None
+    try:
+        found: MutantsDocument = DOCUMENTS["mutants"].validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise WorkspaceError(
+            f"{path} is not what `flashtune mutants --json` prints: {error.errors()[0]['msg']}", hint="write it again"
+        ) from error
+    if (found.suite, found.kernel_digest) != (suite, kernel_digest):
+        return None
+    real = [one for one in found.mutants if not one.equivalent]
+    return KillRate(killed=sum(bool(one.killed_by) for one in real), planted=len(real))
+
+
 def _problem_document(settled: Settled, mode: Mode) -> ProblemDocument:
     census, champion = settled.space.census, settled.champion
     shown = None
-    if champion is not None and settled.value_ms is not None and isinstance(champion.outcome, Measured | Estimated):
+    value, proof = settled.value_ms, settled.proof
+    if champion is not None and value is not None and proof and isinstance(champion.outcome, Measured | Estimated):
         shown = ChampionDocument(
-            config=champion.config, value_ms=settled.value_ms, kind=mode, verdict=champion.outcome.verdict
+            config=champion.config, value_ms=value, kind=mode, verdict=champion.outcome.verdict, proof=proof
         )
     return ProblemDocument(
         problem=settled.problem.key,

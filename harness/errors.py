@@ -39,6 +39,10 @@ class RefusedError(HarnessError):
     """A subject was asked a problem that it says it cannot do. Common cause: a property asks a relative of the problem."""
 
 
+class SubjectError(HarnessError):
+    """An attention under test raised something half-way through a question: a finding about it, not a fault of ours."""
+
+
 class MachineError(HarnessError):
     """The machine cannot do what was asked. Common causes: no GPU, no torch, a folder that cannot be written."""
 

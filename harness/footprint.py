@@ -4,6 +4,7 @@ Geometry and state for `harness.shadow`: it knows addresses, strides and gaps, b
 what may be read or written when.
 """
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.errors import UsageError
+from harness.errors import RefusedError, UsageError
 
 Array = NDArray[Any]
 
@@ -31,6 +32,24 @@ _PAGE = 1 << 12
 _LARGEST_UNIT = 8
 
 
+# Linux's MAP_NORESERVE, which Python names from 3.13 on.
+_NO_RESERVE = 0x4000
+_SMALL = 1 << 26
+
+
+def zeros(count: int, dtype: type[np.generic]) -> Array:
+    """A vector of `count` zeros. Pages of it cost nothing, and are promised by nobody, before they are written to, so that
+    a large storage with few elements is cheap. Raises `RefusedError` where even addresses are limited."""
+    size = count * np.dtype(dtype).itemsize
+    if size < _SMALL:
+        return np.zeros(count, dtype=dtype)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    except OSError as error:
+        raise RefusedError(f"{size >> 30} GiB of addresses are not to be had here: {error.strerror}") from error
+    return np.frombuffer(pages, dtype=dtype)
+
+
 class Region:
     """The state of one storage from address `start` on, in units of `unit` bytes.
 
@@ -41,12 +60,11 @@ class Region:
     def __init__(self, start: int, length: int, element_size: int) -> None:
         self.start, self.unit = start, min(element_size, _LARGEST_UNIT)
         count = -(-length // self.unit)
-        # Pages of zeros cost nothing before they are written to, so a large storage with few elements is cheap.
-        self.owner = np.zeros(count, dtype=np.uint8)
-        self.written = np.zeros(count, dtype=np.int32)
-        self.added = np.zeros(count, dtype=np.int32)
-        self.read = np.zeros(count, dtype=np.int32)
-        self.lane = np.zeros(count, dtype=np.int32)
+        self.owner = zeros(count, np.uint8)
+        self.written = zeros(count, np.int32)
+        self.added = zeros(count, np.int32)
+        self.read = zeros(count, np.int32)
+        self.lane = zeros(count, np.int32)
 
 
 class Footprint:
@@ -67,7 +85,7 @@ class Footprint:
         self.first = (self.real - region.start) // region.unit
         furthest = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         self.bytes = 0 if empty else (furthest + 1) * self.size
-        inside = np.zeros(self.bytes // region.unit, dtype=bool)
+        inside = zeros(self.bytes // region.unit, np.bool_)
         if not empty:
             self._elements(inside)[...] = True
         self.inside = None if inside.all() else inside

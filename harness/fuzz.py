@@ -16,14 +16,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from harness.cases import CASES, SCHEMA, Case, Counterexample, write_counterexample
-from harness.errors import BugError
+from harness.cases import CASES, SCHEMA, Case, Counterexample, read_counterexample, write_counterexample
+from harness.errors import BugError, UsageError
 from harness.fuzz_child import PLANS, Plan
+from harness.shrink import shrink
+from harness.space import Config
 from harness.worker import child_environment, describe_exit
 
 # A case takes seconds in the interpreter at the very most, imports at the start of a child a little longer.
 HANG_S = 90.0
 _LOG_TAIL = 1500
+# Processes that may die to make a crash plainer.
+_CRASHES = 10
 
 
 @dataclass(slots=True)
@@ -41,18 +45,24 @@ class Tally:
 
 
 def fuzz(plan: Plan, corpus: Path, *, versions: Mapping[str, str], seen: Callable[[Tally], None]) -> Tally:
-    """Run a plan to its end or to the first counterexample, which goes into `corpus`. `seen` is told after each case."""
+    """Replay what lies in `corpus`, then run a plan to its end or to the first counterexample, which goes there too.
+
+    `seen` is told after each case.
+    """
     tally = Tally()
     began = time.monotonic()
+    _replay_corpus(plan, corpus, tally)
     turn = 0
     while True:
         left = plan.seconds - (time.monotonic() - began)
-        if left <= 0 or tally.cases >= plan.cases:
+        if left <= 0 or tally.cases >= plan.cases or tally.counterexamples:
             break
         part = replace(plan, seed=plan.seed + turn, seconds=left, cases=plan.cases - tally.cases)
         found = _watch(part, tally, began, seen)
         if found is not None:
             case, judge, detail = found
+            if judge == "crash":
+                case = _shrunk_crash(plan, case)
             example = Counterexample(schema=SCHEMA, case=case, judge=judge, detail=detail, found_with=dict(versions))
             tally.counterexamples.append(write_counterexample(corpus, example))
             tally.found.append(example)
@@ -60,6 +70,32 @@ def fuzz(plan: Plan, corpus: Path, *, versions: Mapping[str, str], seen: Callabl
         turn += 1
     tally.seconds = time.monotonic() - began
     return tally
+
+
+def _shrunk_crash(plan: Plan, case: Case) -> Case:
+    """A crash ends the process that would shrink it, so every try has a process of its own, and there are few."""
+
+    def crashes(simpler: Case) -> bool:
+        return any(answer["judge"] == "crash" for answer in replay_case(replace(plan, only=(simpler,))))
+
+    configs = {dtype: [Config(values) for values in several] for dtype, several in plan.configs.items()}
+    return shrink(case, configs, crashes, most=_CRASHES)
+
+
+def _replay_corpus(plan: Plan, corpus: Path, tally: Tally) -> None:
+    """What was found once is asked first, each in a process of its own: it may be a crash."""
+    for path in sorted(corpus.glob("*.json")):
+        example = read_counterexample(path)
+        answers = replay_case(replace(plan, only=(example.case,)))
+        wrong = next((answer for answer in answers if answer["detail"]), None)
+        tally.cases += 1
+        tally.verdicts[
+            "wrong" if wrong else "passed" if any(one["checks"] for one in answers) else "nothing to compare"
+        ] += 1
+        tally.judges.update(answer["judge"] for answer in answers if answer["checks"] or answer["detail"])
+        if wrong is not None:
+            tally.counterexamples.append(path)
+            tally.found.append(replace(example, judge=wrong["judge"], detail=wrong["detail"]))
 
 
 def replay_case(plan: Plan) -> list[dict[str, Any]]:
@@ -116,7 +152,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=child_environment(interpret=True),
+            env=child_environment(interpret=self._plan.device == "cpu"),
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._process.stdin.write(PLANS.dump_json(self._plan))
@@ -150,7 +186,10 @@ class _Child:
                 return
             if line is None:
                 break
-            yield json.loads(line)
+            event = json.loads(line)
+            if event["event"] == "refused":
+                raise UsageError(event["message"], hint=event["hint"])
+            yield event
         code = self._process.wait()
         self.raised = code == 1
         if code:

@@ -1,7 +1,8 @@
 """The half of the fuzzer that runs the kernel: hypothesis, in a process of its own with Triton interpreting.
 
 It reads a plan from standard input and writes one JSON line an event to standard output: `case` before a case is run, so
-that the parent knows what a crash was about, `judged` after it, and `found` for a shrunk counterexample. Refuses to catch
+that the parent knows what a crash was about, `judged` after it, `found` for a shrunk counterexample, and
+`refused` where the plan cannot be carried out. Refuses to catch
 what is not about the case.
 """
 
@@ -9,44 +10,45 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO, get_args
 
 import hypothesis
 import numpy as np
 import pydantic
-from hypothesis import HealthCheck, Phase
-from torch import Tensor
-from triton.runtime.errors import InterpreterError
 
-from harness.bounds import RoundingContract
-from harness.cases import CASES, Case, case_strategy
-from harness.errors import RefusedError
-from harness.judges import JUDGES, Finding, applicable
-from harness.problem import Dtype, Pass, Problem
+from harness import interpreter, suite
+from harness.cases import CASES, Case, case_strategy, foreign_strategy, kernel_subject, like
+from harness.errors import UsageError
+from harness.foreign import Foreign, load
+from harness.judges import Finding, applicable
+from harness.problem import Dtype, Pass
+from harness.shrink import shrink
 from harness.space import Config
-from harness.subject import Answer, KernelSubject, Subject
+from harness.subject import Subject
+from harness.worker import DEVICE_LOST, device_answers
 from harness.workspace import Workspace
-
-# Examples between two looks at the clock, and properties drawn for a case beside the bound.
-ROUND = 20
-PROPERTIES_PER_CASE = 2
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to fuzz. `configs` by dtype; stops after `seconds` or `cases`, whichever is first; `only` replays one case."""
+    """What to fuzz: a kernel file of the workspace `root` under `configs` by dtype, or a `foreign` implementation.
 
-    root: Path
-    kernel: str
-    pass_: Pass
-    configs: dict[Dtype, list[dict[str, int | str | bool]]]
+    Stops after `seconds` or `cases`, whichever is first; `only` replays these cases. `profile` says how many judges are asked
+    about a case, and what hypothesis does beside drawing. On the device "cuda" kernels are compiled, else interpreted.
+    """
+
     seed: int
     seconds: float
     cases: int
-    only: Case | None = None
+    profile: str = "nightly"
+    device: Literal["cpu", "cuda"] = "cpu"
+    root: Path | None = None
+    kernel: str = ""
+    pass_: Pass = "fwd"
+    configs: dict[Dtype, list[dict[str, int | str | bool]]] = pydantic.Field(default_factory=dict)
+    foreign: Foreign | None = None
+    only: tuple[Case, ...] = ()
 
 
 PLANS: pydantic.TypeAdapter[Plan] = pydantic.TypeAdapter(Plan)
@@ -61,79 +63,56 @@ class FalsifiedError(Exception):
         self.finding = finding
 
 
-# What a kernel file may raise, on the host or in the interpreter. What is none of these ends the process, which is a finding.
-_RAISED = (
-    InterpreterError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError,
-    TypeError, ValueError,
-)  # fmt: skip
-
-
-class SubjectError(Exception):
-    """What a kernel, or the interpreter on its behalf, raised half-way through a case."""
-
-
-@dataclass(frozen=True, slots=True)
-class Careful:
-    """A subject whose exceptions are told apart from those of the judges: only the former are findings."""
-
-    subject: KernelSubject
-
-    @property
-    def name(self) -> str:
-        return self.subject.name
-
-    def refuses(self, problem: Problem) -> str | None:
-        return self.subject.refuses(problem)
-
-    def contract(self, problem: Problem) -> RoundingContract:
-        return self.subject.contract(problem)
-
-    def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
-        try:
-            return self.subject.run(problem, inputs)
-        except RefusedError:
-            raise
-        except _RAISED as raised:
-            cause = raised.__cause__ or raised
-            said = str(cause).strip().splitlines()
-            raise SubjectError(f"{type(cause).__name__}: {said[0] if said else ''} in `{problem}`") from raised
-
-
 class Fuzzer:
-    """Judges cases of one kernel and reports each as an event."""
+    """Judges cases of one subject and reports each as an event."""
 
     def __init__(self, plan: Plan, events: TextIO) -> None:
         self._plan = plan
         self._events = events
-        self._kernel = Workspace(plan.root).load_kernel(plan.kernel)
+        self._profile = suite.profile_for(plan.profile)
+        self._foreign = None if plan.foreign is None else load(plan.foreign, device=plan.device)
+        self._kernel = Workspace(plan.root).load_kernel(plan.kernel) if plan.root else None
+        self._configs = {dtype: [Config(values) for values in several] for dtype, several in plan.configs.items()}
+        # While a case is shrunk, only the judge that objected is asked: another one's objection is another matter.
+        self._objected = ""
+        self._first: FalsifiedError | None = None
         self.count = 0
 
     def run(self) -> None:
         """Fuzz until the plan is fulfilled or a counterexample is found."""
-        if self._plan.only is not None:
-            self._judge_all(self._plan.only)
+        for case in self._plan.only:
+            self._judge_all(case)
+        if self._plan.only:
             return
-        configs = {dtype: [Config(values) for values in several] for dtype, several in self._plan.configs.items()}
-        strategy = case_strategy(self._plan.kernel, self._plan.pass_, configs)
         started = time.monotonic()
         turn = 0
         while time.monotonic() - started < self._plan.seconds and self.count < self._plan.cases:
-            if not self._round(strategy, self._plan.seed * 1_000_003 + turn):
+            seed = suite.seed_of(self._plan.seed, turn)
+            if not self._round(self._strategy(seed), seed):
                 return
             turn += 1
 
+    def _strategy(self, seed: int) -> "hypothesis.strategies.SearchStrategy[Case]":
+        if self._foreign is not None and self._plan.foreign is not None:
+            able = self._foreign.support.abilities
+            return foreign_strategy(
+                self._plan.foreign,
+                [name for name in get_args(Pass) if name in able],
+                [name for name in get_args(Dtype) if name in able],
+                self._foreign.nearest,
+            )
+        if self._plan.device == "cpu":
+            return case_strategy(self._plan.kernel, self._plan.pass_, self._configs)
+        # Compiling takes longer than running, so the cases of a round share what is compiled in: config, head dims, mask.
+        rng = np.random.default_rng(seed)
+        dtype = sorted(self._configs)[int(rng.integers(len(self._configs)))]
+        config = self._configs[dtype][int(rng.integers(len(self._configs[dtype])))]
+        family = suite.fixed_cases(case_strategy(self._plan.kernel, self._plan.pass_, {dtype: [config]}), 8, seed)[-1]
+        return case_strategy(self._plan.kernel, self._plan.pass_, {dtype: [config]}, shape=like(family.asked))
+
     def _round(self, strategy: "hypothesis.strategies.SearchStrategy[Case]", seed: int) -> bool:
         @hypothesis.seed(seed)
-        @hypothesis.settings(
-            max_examples=min(ROUND, self._plan.cases - self.count),
-            database=None,
-            deadline=None,
-            phases=(Phase.generate, Phase.target, Phase.shrink),
-            suppress_health_check=list(HealthCheck),
-            report_multiple_bugs=False,
-            print_blob=False,
-            verbosity=hypothesis.Verbosity.quiet,
-        )
+        @suite.settings_for(self._profile, min(suite.ROUND, self._plan.cases - self.count))
         @hypothesis.given(strategy)
         def holds(case: Case) -> None:
             self._judge(case)
@@ -141,50 +120,79 @@ class Fuzzer:
         try:
             holds()
         except FalsifiedError as falsified:
-            self._say(
-                "found", case=_plain(falsified.case), judge=falsified.finding.judge, detail=falsified.finding.detail
-            )
+            self._report(falsified)
+            return False
+        except hypothesis.errors.Flaky:
+            assert self._first is not None
+            finding = Finding("flaky", f"wrong once, right when asked again: {self._first.finding.detail}")
+            self._say("found", case=_plain(self._first.case), judge=finding.judge, detail=finding.detail)
             return False
         return True
 
+    def _report(self, falsified: FalsifiedError) -> None:
+        finding = falsified.finding
+
+        def fails(case: Case) -> bool:
+            nonlocal finding
+            found = self._objection(case)
+            finding = found or finding
+            return found is not None
+
+        case = falsified.case
+        if self._profile.shrink:
+            case = shrink(case, self._configs, fails)
+        self._say("found", case=_plain(case), judge=finding.judge, detail=finding.detail)
+
+    def _objection(self, case: Case) -> Finding | None:
+        """What the judge that objected says of another case."""
+        self._say("case", case=_plain(case))
+        subject = self._subject(case)
+        if self._objected not in applicable(subject, case):
+            return None
+        return next((finding for _, finding, _ in suite.ask_each(subject, case, [self._objected])), None)
+
+    def _subject(self, case: Case) -> Subject:
+        if self._foreign is not None:
+            return self._foreign
+        kernel: Any = self._kernel
+        return kernel_subject(kernel, case, device=self._plan.device)
+
     def _judge(self, case: Case) -> None:
-        subject = Careful(KernelSubject(kernel=self._kernel, config=case.config))
-        rng = np.random.default_rng(int(case.id, 16))
-        possible = applicable(subject, case)
-        drawn = [str(name) for name in rng.permutation(possible)[:PROPERTIES_PER_CASE]] if possible else []
+        subject = self._subject(case)
         self._say("case", case=_plain(case))
         ratios: dict[str, float] = {}
         asked = []
-        for name in ("bound", *drawn):
-            finding, checks = self._ask(subject, case, name)
+        names = [self._objected] if self._objected else suite.judges_for(subject, case, self._profile.judges)
+        for name, finding, checks in suite.ask_each(subject, case, names):
             if checks or finding:
                 asked.append(name)
             if finding is not None:
-                self._say("judged", verdict="wrong", judges=asked, ratios=ratios)
-                raise FalsifiedError(case, finding)
+                self._give_up_a_lost_device(finding)
+                falsified = FalsifiedError(case, finding)
+                if self._first is None:
+                    self._objected, self._first = name, falsified
+                    self._say("judged", verdict="wrong", judges=asked, ratios=ratios)
+                raise falsified
             if name == "bound":
                 ratios = {check.output: check.ratio for check in checks}
-        for output, ratio in ratios.items():
+        for output, ratio in ratios.items() if self._profile.target else ():
             hypothesis.target(ratio, label=output)
         self.count += 1
         self._say("judged", verdict="passed" if asked else "nothing to compare", judges=asked, ratios=ratios)
 
-    def _ask(self, subject: Subject, case: Case, name: str) -> tuple[Finding | None, Any]:
-        try:
-            return JUDGES[name].find(subject, case)
-        except RefusedError:
-            return None, ()
-        except SubjectError as raised:
-            return Finding("exception", str(raised)), ()
-
     def _judge_all(self, case: Case) -> None:
         """Every judge that can say something about one case, for a replay."""
-        subject = Careful(KernelSubject(kernel=self._kernel, config=case.config))
+        subject = self._subject(case)
         self._say("case", case=_plain(case))
-        for name in ("bound", "repeat", *applicable(subject, case)):
-            finding, checks = self._ask(subject, case, name)
+        for name, finding, checks in suite.ask_each(subject, case, applicable(subject, case)):
             worst = max((check.ratio for check in checks), default=None)
             self._say("asked", judge=name, detail=finding.detail if finding else "", worst=worst, checks=len(checks))
+
+    def _give_up_a_lost_device(self, finding: Finding) -> None:
+        """An error of the device sticks to the process: every later question would be answered with it."""
+        if finding.judge == "exception" and self._plan.device == "cuda" and not device_answers():
+            os.write(2, f"{finding.detail}\n".encode())
+            os._exit(DEVICE_LOST)
 
     def _say(self, event: str, **values: Any) -> None:
         self._events.write(json.dumps({"event": event, **values}) + "\n")
@@ -197,10 +205,15 @@ def _plain(case: Case) -> Any:
 
 def main() -> None:
     """Run the plan on standard input."""
+    interpreter.quicken()
     # What kernels and compilers print must not mix with the events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    Fuzzer(PLANS.validate_json(sys.stdin.buffer.read()), events).run()
+    try:
+        Fuzzer(PLANS.validate_json(sys.stdin.buffer.read()), events).run()
+    except UsageError as error:
+        events.write(json.dumps({"event": "refused", "message": error.message, "hint": error.hint}) + "\n")
+        events.flush()
 
 
 if __name__ == "__main__":

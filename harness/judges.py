@@ -3,18 +3,33 @@
 Refuses to choose cases, and to catch what a subject raises.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness import bounds, compare
+from harness import bounds, compare, inputs, oracle
 from harness.cases import Case, structured, tensors_of
 from harness.compare import OutputCheck
-from harness.properties import PROPERTIES
-from harness.subject import Subject
+from harness.errors import UsageError
+from harness.footprint import zeros
+from harness.inputs import DTYPES, Placement
+from harness.operation import operation_for, shapes
+from harness.problem import Problem
+from harness.properties import PROPERTIES, Property
+from harness.shadow import Role, shadow
+from harness.subject import KernelSubject, Subject, blaming, launches_of
+
+Asked = tuple[tuple[OutputCheck, ...], tuple[str, ...]]
+
+# Elements between neighbouring batches or heads of a far tensor. It fits 32 bits, as a larger stride would be passed in 64 and
+# widen whatever it is multiplied with; the offset of the third batch or head does not. Rows are as far apart as makes the
+# offset of the first row behind the largest tile the first that does not.
+_FAR = 1 << 30
+_FAR_ROWS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +40,19 @@ class Finding:
     detail: str
 
 
+def _always(subject: Subject, case: Case) -> str | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """An oracle. `ask` returns the checks it made (none: it had nothing to compare) and faults in words."""
+    """An oracle. `ask` returns the checks it made (none: it had nothing to compare) and faults in words; `excludes` says why
+    it has nothing to say about a subject and a case, or None."""
 
     name: str
     why: str
-    ask: Callable[[Subject, Case], tuple[tuple[OutputCheck, ...], tuple[str, ...]]]
+    ask: Callable[[Subject, Case], Asked]
+    excludes: Callable[[Subject, Case], str | None] = _always
 
     def find(self, subject: Subject, case: Case) -> tuple[Finding | None, tuple[OutputCheck, ...]]:
         """None if it found nothing wrong, and the checks behind that."""
@@ -42,15 +63,27 @@ class Judge:
         return (Finding(self.name, detail) if detail else None), checks
 
 
-def _bound(subject: Subject, case: Case) -> tuple[tuple[OutputCheck, ...], tuple[str, ...]]:
+# ---------------------------------------------------------------------------------------------------------------------
+# Of numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _bound(subject: Subject, case: Case) -> Asked:
     problem, given = case.asked, tensors_of(case)
     expect = bounds.expect_forward if problem.pass_ == "fwd" else bounds.expect_backward
     expected = expect(problem, given, subject.contract(problem), structured=structured(case))
     answer = subject.run(problem, given)
-    return compare.judge(answer.outputs, expected, case=case.problem), answer.faults
+    found = {name: answer.outputs[name] for name in expected.truth if name in answer.outputs}
+    # A log-sum-exp that a subject does not give is not judged; anything else that is missing is among the faults.
+    expected = replace(
+        expected,
+        truth={name: expected.truth[name] for name in found},
+        bounds={name: expected.bounds[name] for name in found},
+    )
+    return compare.judge(found, expected, case=case.problem), answer.faults
 
 
-def _repeat(subject: Subject, case: Case) -> tuple[tuple[OutputCheck, ...], tuple[str, ...]]:
+def _repeat(subject: Subject, case: Case) -> Asked:
     """Run twice on equal inputs: every bit must be equal."""
     problem, given = case.asked, tensors_of(case)
     first = {name: output.clone() for name, output in subject.run(problem, given).outputs.items()}
@@ -76,25 +109,143 @@ def _same_bits(name: str, first: Tensor, second: Tensor, case: str) -> OutputChe
     )
 
 
-def _property_judges() -> dict[str, Judge]:
-    def judge_of(name: str, why: str, position: int) -> Judge:
-        def ask(subject: Subject, case: Case) -> tuple[tuple[OutputCheck, ...], tuple[str, ...]]:
-            return PROPERTIES[position].judge(subject, case.asked, np.random.default_rng(case.seed)), ()
+def _fp64(subject: Subject, case: Case) -> Asked:
+    """The same source in fp64: what is left of an error is not rounding."""
+    ours = replace(_ours(subject), double=True)
+    problem = case.asked
+    given = {name: tensor.double() for name, tensor in tensors_of(case).items()}
+    expect = bounds.expect_forward if problem.pass_ == "fwd" else bounds.expect_backward
+    if problem.pass_ == "bwd":
+        given |= oracle.forward(problem, given)
+    expected = expect(problem, given, ours.contract(problem), structured=structured(case))
+    answer = ours.run(problem, given)
+    return compare.judge(answer.outputs, expected, case=case.problem), answer.faults
 
-        return Judge(name, why, ask)
 
-    return {item.name: judge_of(item.name, item.why, position) for position, item in enumerate(PROPERTIES)}
+# ---------------------------------------------------------------------------------------------------------------------
+# Of memory
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _ours(subject: Subject) -> KernelSubject:
+    if not isinstance(subject, KernelSubject):
+        raise UsageError(f"{subject.name} is not a kernel file, which this judge needs")
+    return subject
+
+
+def _uninterpreted(subject: Subject, case: Case) -> str | None:
+    if not isinstance(subject, KernelSubject):
+        return "needs a kernel file"
+    return None if subject.device == "cpu" else "needs Triton's interpreter"
+
+
+def _untouchable(subject: Subject, case: Case) -> str | None:
+    empty = 0 in (case.asked.batch, case.asked.q_len, case.asked.kv_len)
+    return _uninterpreted(subject, case) or ("has no elements" if empty else None)
+
+
+def _immovable(subject: Subject, case: Case) -> str | None:
+    return _untouchable(subject, case) or ("uses descriptors" if "tma" in case.config.values() else None)
+
+
+def _shadow(subject: Subject, case: Case) -> Asked:
+    """Every access of the case's launches is checked; the numbers are not looked at."""
+    return _watched(_ours(subject), case.asked, tensors_of(case))
+
+
+def _far(subject: Subject, case: Case) -> Asked:
+    """A relative of the case, with one axis of one input so far apart in memory that offsets need 64 bits.
+
+    The axis has three batches, three heads (of queries in one group, or of keys), or more rows than any tile has; the
+    other axes are as short as that allows.
+    """
+    ours = _ours(subject)
+    rng = np.random.default_rng([case.seed, len(case.config)])
+    names = [name for name in operation_for(case.asked).inputs if name != "lse"]
+    name, axis = names[int(rng.integers(len(names)))], int(rng.integers(3))
+    sides = [side for key, side in case.config.items() if "block" in key and isinstance(side, int)]
+    side = max([16, *sides])
+    rows = side + _FAR_ROWS
+    problem = case.asked.replace(
+        batch=3 if axis == 0 else 1,
+        kv_heads=3 if axis == 1 and name in ("k", "v") else 1,
+        q_heads=3 if axis == 1 else 1,
+        q_len=rows if axis == 2 else max(1, min(case.asked.q_len, rows)),
+        kv_len=rows if axis == 2 else max(1, min(case.asked.kv_len, rows)),
+    )
+    given = tensors_of(replace(case, problem=str(problem), lies={}, patches=()))
+    return _watched(ours, problem, {**given, name: _apart(given[name], axis, (1 << 31) // side if axis == 2 else _FAR)})
+
+
+def _apart(tensor: Tensor, axis: int, stride: int) -> Tensor:
+    """The same elements with `stride` between neighbours along `axis`; memory that is never touched is never taken."""
+    inner = [size for place, size in enumerate(tensor.shape) if place != axis]
+    strides = [math.prod(inner[place + 1 :]) for place in range(len(inner))]
+    strides.insert(axis, stride)
+    span = stride * max(tensor.shape[axis] - 1, 0) + math.prod(inner)
+    bytes_ = torch.from_numpy(zeros(span * tensor.element_size(), np.uint8))
+    return bytes_.view(tensor.dtype).as_strided(tensor.shape, strides).copy_(tensor)
+
+
+def _watched(ours: KernelSubject, problem: Problem, given: Mapping[str, Tensor]) -> Asked:
+    views, roles = _memory(ours, problem, given)
+    with blaming(problem):
+        launches = launches_of(ours.kernel, problem, views, ours.config)
+        with shadow(views, roles) as watch:
+            for launch in launches:
+                launch.run()
+    found = (*watch.findings, *watch.unwritten())
+    check = OutputCheck(
+        output="memory", case=str(problem), ratio=float("inf") if found else 0.0, error=float(len(found)), bound=0.0, index=(),
+        elements=1, detail="; ".join(map(str, found[:3])),
+    )  # fmt: skip
+    return (check,), ()
+
+
+def _memory(
+    ours: KernelSubject, problem: Problem, given: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Role]]:
+    operation = operation_for(problem)
+    views = dict(given)
+    roles: dict[str, Role] = dict.fromkeys(operation.inputs, "input")
+    for name in operation.outputs:
+        shape, dtype = shapes(problem)[name]
+        placement = ours.outputs.get(name, inputs.placement_for(problem.layout, len(shape)))
+        views[name] = inputs.unwritten(name, shape, DTYPES[dtype], placement).view
+        roles[name] = "output"
+    for name, (shape, kind) in ours.kernel.workspaces(**{name: views[name] for name in operation.inputs}).items():
+        views[name] = inputs.unwritten(name, shape, kind, Placement(order=tuple(range(len(shape))))).view
+        roles[name] = "workspace"
+    return views, roles
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _property_judge(position: int, item: Property) -> Judge:
+    def ask(subject: Subject, case: Case) -> Asked:
+        return item.judge(subject, case.asked, np.random.default_rng([case.seed, position])), ()
+
+    def excludes(subject: Subject, case: Case) -> str | None:
+        return item.applies(case.asked, subject.contract(case.asked))
+
+    return Judge(item.name, item.why, ask, excludes)
 
 
 JUDGES: Mapping[str, Judge] = {
     "bound": Judge("bound", "every element lies within a bound derived from the fp64 reference", _bound),
     "repeat": Judge("repeat", "equal inputs give equal bits", _repeat),
-    **_property_judges(),
+    "fp64": Judge("fp64", "the same source in fp64 separates the algorithm from its roundings", _fp64, _uninterpreted),
+    "shadow": Judge(
+        "shadow", "every access lies inside a tensor, and nothing is read before it was written", _shadow, _untouchable
+    ),
+    "far": Judge("far", "offsets that leave 32 bits are computed in 64", _far, _immovable),
+    **{item.name: _property_judge(position, item) for position, item in enumerate(PROPERTIES)},
 }
 
 
 def applicable(subject: Subject, case: Case) -> list[str]:
-    """Names of the properties that can be tested on the case's problem."""
-    problem = case.asked
-    contract = subject.contract(problem)
-    return [item.name for item in PROPERTIES if item.applies(problem, contract) is None]
+    """Names of the judges that have something to say about a case, in the order of the table."""
+    return [name for name, judge in JUDGES.items() if judge.excludes(subject, case) is None]

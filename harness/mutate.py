@@ -55,6 +55,9 @@ CLASSES: Mapping[str, str] = {
     "32-bit offsets": "flash-attention #2260, xformers #1462",
 }
 
+# The judge that is all judges, as the fuzzer draws them for a case.
+SUITE = "suite"
+
 # A case takes seconds in the interpreter at most; a process that says nothing for longer hangs.
 HANG_S = 60.0
 
@@ -88,7 +91,8 @@ class Trial:
     """What one judge said of one mutant (or of the kernel as it is).
 
     `how` it was killed ("" if not), after how many `cases` that the judge had something to say about, the last included;
-    `alarms` counts the cases it objected to, which is more than one only if it was not stopped at the first.
+    `alarms` counts the cases it objected to, which is more than one only if it was not stopped at the first. `by` names the
+    judges that objected, which are several where the judge is the whole suite.
     """
 
     judge: str
@@ -97,6 +101,7 @@ class Trial:
     alarms: int
     seconds: float
     detail: str = ""
+    by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
@@ -112,9 +117,8 @@ class MutantResult:
     @property
     def killed_by(self) -> tuple[str, ...]:
         """The judges that raised an alarm, and "crash" or "timeout" where the kernel ended the process of one."""
-        return tuple(
-            dict.fromkeys(trial.judge if trial.how == "alarm" else trial.how for trial in self.trials if trial.how)
-        )
+        killers = (name for trial in self.trials if trial.how for name in (trial.by or (trial.how,)))
+        return tuple(dict.fromkeys(killers))
 
     @property
     def cases(self) -> int | None:
@@ -124,7 +128,10 @@ class MutantResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
 class Task:
-    """For a child: ask `judge` about `cases` of the kernel `stem` of `package` in `folder`; stop at the first alarm or not."""
+    """For a child: ask `judge` about `cases` of the kernel `stem` of `package` in `folder`; stop at the first alarm or not.
+
+    The judge `SUITE` is what the fuzzer asks about each case; where it stops, the rest of the case's judges are asked too.
+    """
 
     folder: Path
     package: str

@@ -18,12 +18,14 @@ from typing import IO, Any
 
 import torch
 
-from harness.mutate import TASKS, TRIALS, How, Task, Trial
+from harness import interpreter, suite
+from harness.cases import kernel_subject
+from harness.mutate import SUITE, TASKS, TRIALS, How, Task, Trial
 from harness.mutate_judges import EVERY
-from harness.subject import KernelSubject
 from harness.worker import describe_exit
 
 _TAIL = 4000
+_PROFILE = suite.profile_for("mutation")
 _FORKS = multiprocessing.get_context("fork")
 
 
@@ -38,6 +40,7 @@ def answer(task: Task) -> Trial:
         judged = alarms = 0
         how: How = ""
         detail = ""
+        by: tuple[str, ...] = ()
         while True:
             if not here.poll(task.hang_s):
                 fork.kill()
@@ -50,7 +53,7 @@ def answer(task: Task) -> Trial:
             judged += event["judged"]
             if event["alarm"]:
                 alarms += 1
-                how, detail = "alarm", detail or event["alarm"]
+                how, detail, by = "alarm", detail or event["alarm"], by or tuple(event["by"])
         fork.join()
         here.close()
         if fork.exitcode and how != "timeout":
@@ -58,7 +61,13 @@ def answer(task: Task) -> Trial:
         # The case that ended the fork counts as judged.
         judged += how in ("crash", "timeout")
     return Trial(
-        judge=task.judge, how=how, cases=judged, alarms=alarms, seconds=time.monotonic() - began, detail=detail
+        judge=task.judge,
+        how=how,
+        cases=judged,
+        alarms=alarms,
+        seconds=time.monotonic() - began,
+        detail=detail,
+        by=by,
     )
 
 
@@ -69,12 +78,17 @@ def _carry_out(task: Task, events: Connection, log: IO[bytes]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.path.insert(0, str(task.folder))
     kernel: Any = importlib.import_module(f"{task.package}.{task.stem}")
-    judge = EVERY[task.judge]
     for case in task.cases:
-        finding, checks = judge.find(KernelSubject(kernel=kernel, config=case.config), case)
-        alarm = f"{finding.detail} [{case.problem}]" if finding else ""
-        events.send({"judged": bool(checks) or finding is not None, "alarm": alarm})
-        if finding and task.stop:
+        subject = kernel_subject(kernel, case)
+        names = suite.judges_for(subject, case, _PROFILE.judges) if task.judge == SUITE else [task.judge]
+        asked = list(suite.ask_each(subject, case, names, EVERY))
+        found = [(name, finding) for name, finding, _ in asked if finding is not None]
+        events.send({
+            "judged": any(checks or finding for _, finding, checks in asked),
+            "alarm": f"{found[0][1].detail} [{case.problem}]" if found else "",
+            "by": [name if finding.judge == name else finding.judge for name, finding in found],
+        })  # fmt: skip
+        if found and task.stop:
             break
     events.close()
 
@@ -89,6 +103,7 @@ def _last_line(log: IO[bytes]) -> str:
 def main() -> None:
     """Answer tasks until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interpreter.quicken()
     torch.set_num_threads(1)
     # What kernels and compilers print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

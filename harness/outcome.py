@@ -15,7 +15,7 @@ from harness.compare import Verdict
 
 _VALUE = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=True)
 
-Stage = Literal["compile", "verify", "measure", "estimate"]
+Stage = Literal["compile", "verify", "measure", "estimate", "prove"]
 Mode = Literal["measured", "estimated", "replayed"]
 
 
@@ -182,6 +182,37 @@ class Estimated:
         return self.estimate.value_ms
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Proof:
+    """What the suite said of a finalist: it was asked `cases` drawn with `seed`, each by several judges.
+
+    `oracles` counts the cases that each judge had something to compare in, `largest` is the greatest error over bound by output,
+    `suite` the digest of the code that judged. `detail` and `counterexample` (a case as JSON) say what is wrong, if anything is.
+    """
+
+    status: Literal["passed", "wrong", "unknown"]
+    where: Literal["interpreter", "device"]
+    suite: str
+    seed: int
+    cases: int
+    oracles: Mapping[str, int]
+    largest: Mapping[str, float]
+    detail: str = ""
+    counterexample: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.status != "passed":
+            return
+        if not self.cases or not self.oracles.get("bound"):
+            raise ValueError("a proof that compared nothing cannot pass")
+        if self.detail or not all(ratio <= 1 for ratio in self.largest.values()):
+            raise ValueError("a proof with an error beyond its bound cannot pass")
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+
 Outcome = Annotated[
     Pruned | CompileFailed | LaunchFailed | TimedOut | Wrong | Flaky | Measured | Estimated, Field(discriminator="kind")
 ]
@@ -194,7 +225,8 @@ class Record:
 
     `same_code_as` names the trial whose machine code was equal, so that nothing was run again; `shared_verdict` says that
     the verdict came from a candidate that the judge cannot tell from this one. `role` is `final` for the fresh samples
-    taken after the choice, and `beside` is then the config whose samples were interleaved with them.
+    taken after the choice, and `beside` is then the config whose samples were interleaved with them; it is `proof` for what
+    the suite said of a finalist, whose outcome is then `Wrong` unless the `proof` passed.
     """
 
     trial: int
@@ -204,8 +236,15 @@ class Record:
     seconds: float
     same_code_as: int | None = None
     shared_verdict: bool = False
-    role: Literal["screen", "final"] = "screen"
+    role: Literal["screen", "final", "proof"] = "screen"
     beside: Mapping[str, int | str | bool] | None = None
+    proof: Proof | None = None
+
+    def __post_init__(self) -> None:
+        if self.role == "proof" and isinstance(self.outcome, Measured | Estimated) != bool(
+            self.proof and self.proof.passed
+        ):
+            raise ValueError("a finalist keeps its number if its proof passed, and only then")
 
 
 RECORDS: TypeAdapter[Record] = TypeAdapter(Record)

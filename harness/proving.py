@@ -1,15 +1,19 @@
 """What the verbs `fuzz` and `replay` do, given their parsed options."""
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from harness import documents, report, report_proof
+from harness import documents, report, report_proof, suite
 from harness.cases import CASES, read_counterexample
-from harness.commands import package_version, parse_seconds, print_document
-from harness.device import find_target
-from harness.errors import MachineError, UsageError
+from harness.commands import DEFAULT_TARGET, live_device, package_version, parse_seconds, print_document
+from harness.device import DeviceFacts, find_target
+from harness.errors import MachineError, UsageError, WorkspaceError
+from harness.foreign import Foreign, check
 from harness.fuzz import Tally, fuzz, replay_case
 from harness.fuzz_child import Plan
 from harness.problem import Dtype, Pass, Problem
@@ -17,58 +21,100 @@ from harness.workspace import Workspace, find_workspace
 
 FOUND = 1
 
+# What `fuzz` does without `--profile`: a minute of what the nightly campaign does.
+_DEFAULT_PROFILE = "nightly"
+_DEFAULT_S = 60.0
+_UNLIMITED = 10**9
+
 # Tiles up to this side: larger ones are the same code with more to compute, and a case should take a fraction of a second.
 _LARGEST_SIDE = 64
-_DTYPES: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
+DTYPES: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
 
 
 def run_fuzz(options: argparse.Namespace) -> int:
     """`flashtune fuzz`: search for a counterexample; exit 1 when there is one."""
-    workspace = find_workspace(options.workspace)
-    pass_ = workspace.kernel_pass(options.kernel)
-    plan = Plan(
-        root=workspace.root,
-        kernel=options.kernel,
-        pass_=pass_,
-        configs={dtype: _configs(workspace, options.kernel, pass_, dtype) for dtype in _DTYPES},
-        seed=options.seed,
-        seconds=parse_seconds(options.time),
-        cases=options.cases,
+    if bool(options.kernel) == bool(options.impl):
+        found = "both" if options.kernel else "neither"
+        raise UsageError(
+            f"fuzz needs a kernel of this workspace or `--impl`, found {found}",
+            hint="`flashtune fuzz flash_fwd`, or `flashtune fuzz --impl package.module:function --signature sdpa`",
+        )
+    profile = suite.profile_for(options.profile or _DEFAULT_PROFILE)
+    plan = replace(
+        _foreign_plan(options) if options.impl else _kernel_plan(options),
+        seconds=parse_seconds(options.time) if options.time else profile.time_s if options.profile else _DEFAULT_S,
+        cases=options.cases or (profile.cases if options.profile else _UNLIMITED),
+        profile=profile.name,
+        device=_device(),
     )
+    subject = options.impl or options.kernel
     err = report.open_console(sys.stderr)
-    corpus = workspace.results / "corpus" / options.kernel
-    total = min(options.cases, 10**9)
-    with report.FuzzBar(err, shown=err.is_terminal and not options.quiet, seconds=plan.seconds, cases=total) as bar:
-        tally = fuzz(plan, corpus, versions=_versions(), seen=lambda tally: bar.step(tally.cases, tally.seconds))
+    with report.FuzzBar(
+        err, shown=err.is_terminal and not options.quiet, seconds=plan.seconds, cases=max(plan.cases, 1)
+    ) as bar:
+        corpus = _corpus_folder(options, plan)
+        tally = fuzz(plan, corpus, versions=versions(), seen=lambda tally: bar.step(tally.cases, tally.seconds))
     if options.json:
         print_document("fuzz", _fuzz_document(tally))
     else:
-        for line in report_proof.fuzz_lines(options.kernel, _fuzz_document(tally), _examples(tally)):
+        for line in report_proof.fuzz_lines(subject, _fuzz_document(tally), _examples(tally)):
             report.open_console(sys.stdout).print(line)
-    if not tally.counterexamples and not tally.judges["bound"]:
+    if not tally.counterexamples and not tally.judges["bound"] and plan.cases:
         raise MachineError(
-            f"cannot tell: in {tally.cases} cases `{options.kernel}` gave nothing that could be judged",
-            hint="the kernel refuses every case, or the time was too short: pass a longer `--time`",
+            f"cannot tell: in {tally.cases} cases `{subject}` gave nothing that could be judged",
+            hint="it refuses every case, or the time was too short: pass a longer `--time`",
         )
     return FOUND if tally.counterexamples else 0
 
 
+def _kernel_plan(options: argparse.Namespace) -> Plan:
+    if options.signature or options.supports:
+        raise UsageError(
+            "`--signature` and `--supports` are about an implementation named by `--impl`", hint="leave them out"
+        )
+    workspace = find_workspace(options.workspace)
+    pass_ = workspace.kernel_pass(options.kernel)
+    live = live_device()
+    configs = {dtype: fuzz_configs(workspace, options.kernel, pass_, dtype, live) for dtype in DTYPES}
+    return Plan(
+        seed=options.seed, seconds=0, cases=0, root=workspace.root, kernel=options.kernel, pass_=pass_, configs=configs
+    )
+
+
+def _foreign_plan(options: argparse.Namespace) -> Plan:
+    words = tuple(word for given in options.supports or () for word in given.replace(",", " ").split())
+    foreign = Foreign(options.impl, options.signature or "", words)
+    check(foreign)
+    return Plan(seed=options.seed, seconds=0, cases=0, foreign=foreign)
+
+
+def _device() -> Literal["cpu", "cuda"]:
+    return "cuda" if live_device() is not None else "cpu"
+
+
+def _corpus_folder(options: argparse.Namespace, plan: Plan) -> Path:
+    """In the workspace, or in the current folder where a foreign implementation has none around it."""
+    if plan.root is not None:
+        return plan.root / "results" / "corpus" / plan.kernel
+    try:
+        results = find_workspace(options.workspace).results / "corpus"
+    except WorkspaceError:
+        if options.workspace is not None:
+            raise
+        results = Path("flashtune-corpus")
+    return results / re.sub(r"[^A-Za-z0-9]+", "-", options.impl)
+
+
 def run_replay(options: argparse.Namespace) -> int:
     """`flashtune replay`: ask every judge about one corpus file; exit 1 when one of them still finds it wrong."""
-    workspace = find_workspace(options.workspace)
-    path = _corpus_file(workspace, options.what)
+    path = _corpus_file(options)
     example = read_counterexample(path)
-    workspace.check_stem(example.case.kernel)
-    plan = Plan(
-        root=workspace.root,
-        kernel=example.case.kernel,
-        pass_=workspace.kernel_pass(example.case.kernel),
-        configs={},
-        seed=0,
-        seconds=0,
-        cases=0,
-        only=example.case,
-    )
+    plan = Plan(seed=0, seconds=0, cases=0, only=(example.case,), foreign=example.case.foreign, device=_device())
+    if plan.foreign is None:
+        workspace = find_workspace(options.workspace)
+        workspace.check_stem(example.case.kernel)
+        pass_ = workspace.kernel_pass(example.case.kernel)
+        plan = replace(plan, root=workspace.root, kernel=example.case.kernel, pass_=pass_)
     answers = tuple(
         documents.ReplayedJudge(
             judge=answer["judge"], detail=answer["detail"], worst=answer["worst"], checks=answer["checks"]
@@ -84,17 +130,22 @@ def run_replay(options: argparse.Namespace) -> int:
     if not any(answer.checks or answer.detail for answer in answers):
         raise MachineError(
             f"cannot tell: no judge had anything to compare in {path}",
-            hint="the kernel refuses the case now; `flashtune replay` says nothing of a kernel that computes nothing",
+            hint="the subject refuses the case now; `flashtune replay` says nothing of one that computes nothing",
         )
     return FOUND if any(answer.detail for answer in answers) else 0
 
 
-def _configs(workspace: Workspace, kernel: str, pass_: Pass, dtype: Dtype) -> list[dict[str, int | str | bool]]:
-    """Configs that the interpreter can tell apart, with tiles that are quick to run."""
+def fuzz_configs(
+    workspace: Workspace, kernel: str, pass_: Pass, dtype: Dtype, live: DeviceFacts | None = None
+) -> list[dict[str, int | str | bool]]:
+    """Every legal config of the device that is here; without one those that the interpreter can tell apart, with tiles that
+    are quick to run."""
     long = Problem(
         batch=1, q_heads=4, kv_heads=2, q_len=4096, kv_len=4096, head_dim=64, v_head_dim=64, dtype=dtype, pass_=pass_
     )  # fmt: skip
-    space = workspace.load_space(kernel).space(long, find_target("h200"))
+    space = workspace.load_space(kernel).space(long, live or find_target(DEFAULT_TARGET))
+    if live is not None:
+        return [dict(config) for config in space.legal]
     distinct = {config.restricted(space.interpreted): config for config in reversed(space.legal)}
     small = [
         dict(config)
@@ -104,14 +155,15 @@ def _configs(workspace: Workspace, kernel: str, pass_: Pass, dtype: Dtype) -> li
     return sorted(small, key=lambda config: [str(value).zfill(4) for value in config.values()])
 
 
-def _corpus_file(workspace: Workspace, what: str) -> Path:
+def _corpus_file(options: argparse.Namespace) -> Path:
     """A corpus file by path, or by the id in its name."""
-    if Path(what).is_file():
-        return Path(what)
-    found = sorted((workspace.results / "corpus").glob(f"*/{what}.json"))
+    if Path(options.what).is_file():
+        return Path(options.what)
+    corpus = find_workspace(options.workspace).results / "corpus"
+    found = sorted(corpus.glob(f"*/{options.what}.json"))
     if len(found) != 1:
         raise UsageError(
-            f"`{what}` is no file, and {len(found)} counterexamples in {workspace.results / 'corpus'} have that id",
+            f"`{options.what}` is no file, and {len(found)} counterexamples in {corpus} have that id",
             hint="give the path of a corpus file, or the id that `flashtune fuzz` printed",
         )
     return found[0]
@@ -132,5 +184,6 @@ def _examples(tally: Tally) -> list[tuple[Mapping[str, object], str, str]]:
     return [(CASES.dump_python(found.case, mode="json"), found.judge, found.detail) for found in tally.found]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what a verdict in the interpreter depends on beside the code."""
     return {name: package_version(name) or "missing" for name in ("triton", "torch", "numpy")}

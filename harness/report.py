@@ -150,6 +150,20 @@ class FuzzBar(_Live):
         self._progress.update(self._task, completed=done, description=f"{plural(cases, 'case')}, nothing wrong")
 
 
+class CountBar(_Live):
+    """A live line of something that has a known number of steps."""
+
+    def __init__(self, console: Console, *, shown: bool, total: int) -> None:
+        self._progress = Progress(
+            SpinnerColumn(), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, disable=not shown, transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task("", total=total)
+
+    def step(self) -> None:
+        self._progress.update(self._task, advance=1)
+
+
 def settled_lines(settled: Settled, mode: Mode) -> Text:
     """A problem's champion in the look of a measurement tool."""
     text = Text()
@@ -221,6 +235,12 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
         lines.append(("Verdict", f"{cases}{place}, worst error {three_digits(worst)} of its bound"))
         if verdict.blind_to:
             lines.append(("Not seen by the judge", ", ".join(verdict.blind_to)))
+    proof = settled.proof
+    if proof is not None:
+        greatest = max(proof.largest.values(), default=0.0)
+        asked = f"{plural(sum(proof.oracles.values()), 'judgment')} by {plural(len(proof.oracles), 'judge')}"
+        worst_of = f"worst error {three_digits(greatest)} of its bound"
+        lines.append(("Proof", f"passed {plural(proof.cases, 'case')}, {asked}, {worst_of}"))
     return lines
 
 

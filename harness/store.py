@@ -44,6 +44,10 @@ class Journal:
         """The fresh samples of this candidate beside that one, if they were taken before."""
         return self._first(problem, config, "final", beside)
 
+    def find_proof(self, problem: str, config: Mapping[str, Any]) -> Record | None:
+        """What the suite said of this candidate as a finalist, if it was asked before."""
+        return self._first(problem, config, "proof", None)
+
     def _first(
         self, problem: str, config: Mapping[str, Any], role: str, beside: Mapping[str, Any] | None
     ) -> Record | None:

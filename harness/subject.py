@@ -1,10 +1,12 @@
 """An attention under test, ours or anybody's, and how one of our kernels is run where every wrong access leaves a trace.
 
 A subject answers a question (a problem and its input tensors) with outputs by name and with faults in words. Refuses to judge
-numbers, to choose inputs, and to catch what a subject raises: a crash is the caller's to report.
+numbers and to choose inputs. What a subject raises becomes a `SubjectError`, so that it is told apart from what is wrong with
+its judges; a crash is the caller's to report.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -13,11 +15,30 @@ from torch import Tensor
 
 from harness import bounds, inputs
 from harness.bounds import RoundingContract
-from harness.errors import RefusedError
+from harness.errors import RefusedError, SubjectError
 from harness.inputs import Guarded, Placement
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem
 from harness.space import Value
+
+# What code under test may raise, on the host or in the interpreter.
+_RAISED = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def blaming(problem: Problem) -> Iterator[None]:
+    """Within it, the subject runs: what it raises is its own, and becomes a `SubjectError`; a refusal stays one."""
+    # Whoever only reads results needs no Triton.
+    from triton.runtime.errors import InterpreterError
+
+    try:
+        yield
+    except (*_RAISED, InterpreterError) as raised:
+        cause = raised.__cause__ or raised
+        said = str(cause).strip().splitlines()
+        raise SubjectError(f"{type(cause).__name__}: {said[0] if said else ''} in `{problem}`") from raised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,16 +165,20 @@ def _launch(
     scratch: Sequence[Guarded],
     config: Mapping[str, Value],
 ) -> Run:
-    tensors = {tensor.name: tensor.view for tensor in (*given, *made, *scratch)}
-    try:
-        launches = kernel.launches(**tensors, **problem_keywords(problem), **config)
-    except ValueError as refusal:
-        raise RefusedError(f"the kernel refuses `{problem}`: {refusal}") from refusal
+    launches = launches_of(kernel, problem, {tensor.name: tensor.view for tensor in (*given, *made, *scratch)}, config)
     for launch in launches:
         launch.run()
     if given[0].storage.is_cuda:
         torch.cuda.synchronize()
     return Run(given=tuple(given), made=tuple(made), scratch=tuple(scratch), ran=len(launches))
+
+
+def launches_of(kernel: Kernel, problem: Problem, tensors: Mapping[str, Tensor], config: Mapping[str, Value]) -> Any:
+    """What `kernel` would launch on all its tensors. Raises `RefusedError` where it refuses with a `ValueError`."""
+    try:
+        return kernel.launches(**tensors, **problem_keywords(problem), **config)
+    except ValueError as refusal:
+        raise RefusedError(f"the kernel refuses `{problem}`: {refusal}") from refusal
 
 
 def least_keys(config: Mapping[str, Value]) -> int:
@@ -204,7 +229,8 @@ class KernelSubject:
     def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
         """See `Subject.run`; a backward pass uses the out and lse that it is given."""
         found = self.run_guarded(problem, inputs)
-        return Answer(outputs=found.views(), faults=tuple(found.faults(str(problem))))
+        outputs = {name: view.cpu() for name, view in found.views().items()}
+        return Answer(outputs=outputs, faults=tuple(found.faults(str(problem))))
 
     def run_guarded(self, problem: Problem, values: Mapping[str, Tensor]) -> Run:
         """The same, with all memory that took part."""
@@ -215,8 +241,9 @@ class KernelSubject:
             for name in operation.inputs
         ]
         made = [self._lay(tensor) for tensor in _outputs(problem, given[0].view.dtype, memory)]
-        scratch = [self._lay(tensor) for tensor in _workspaces(self.kernel, given, memory)]
-        return _launch(self.kernel, problem, given, made, scratch, self.config)
+        with blaming(problem):
+            scratch = [self._lay(tensor) for tensor in _workspaces(self.kernel, given, memory)]
+            return _launch(self.kernel, problem, given, made, scratch, self.config)
 
     def _converted(self, values: Tensor) -> Tensor:
         if not self.double or values.dtype == torch.float64:

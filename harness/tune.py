@@ -6,14 +6,14 @@ journal before it is yielded, so stopping at any moment loses at most the trials
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from harness.compare import Verdict
-from harness.outcome import Artifact, Estimated, Flaky, Measured, Pruned, Record, Wrong, value_ms
+from harness.outcome import Artifact, Estimated, Flaky, Measured, Proof, Pruned, Record, Wrong, value_ms
 from harness.problem import Problem
 from harness.prune import prune
 from harness.search import Strategy
@@ -58,7 +58,8 @@ class Tried:
 class Settled:
     """A problem is done.
 
-    `champion` is None when no candidate passed. `final` holds fresh samples of the best candidate beside the default, and
+    `champion` is None when no candidate passed its gate and its `proof`.
+    `final` holds fresh samples of the best candidate beside the default, and
     `against_default` what they say; both are for times only, never for estimates.
     """
 
@@ -68,6 +69,7 @@ class Settled:
     records: tuple[Record, ...]
     champion: Record | None
     default: Record
+    proof: Proof | None = None
     against_default: Comparison | None = None
     final: Record | None = None
 
@@ -205,6 +207,32 @@ class _Search:
         incumbent = Config(self.incumbent.config) if self.incumbent else None
         return self._number(config, Passed(artifact, judged), incumbent, "screen")
 
+    def first_proved(self, finalists: Iterable[Record]) -> tuple[Record | None, Proof | None]:
+        """The first of `finalists` that passes its proof, and that proof."""
+        for record in finalists:
+            found = self._proved(record)
+            if found.proof is not None and found.proof.passed:
+                return record, found.proof
+        return None, None
+
+    def _proved(self, finalist: Record) -> Record:
+        config = Config(finalist.config)
+        found = self._journal.find_proof(self._task.problem.key, config)
+        if found is not None:
+            return found
+        began = time.monotonic()
+        answer = self._runner.prove(self._task.problem, config)()
+        proof = answer if isinstance(answer, Proof) else None
+        outcome: Any = answer
+        if proof is not None:
+            outcome = finalist.outcome if proof.passed else _not_proved(self._task.problem, proof)
+        record = Record(
+            trial=finalist.trial, problem=self._task.problem.key, config=finalist.config, outcome=outcome,
+            seconds=time.monotonic() - began, role="proof", proof=proof,
+        )  # fmt: skip
+        self._journal.append(record)
+        return record
+
     def take_final(self, best: Record, beside: Record | None) -> Record:
         """Measure the best again, beside the default, with samples that had no part in the choice."""
         other = Config(beside.config) if beside else None
@@ -242,7 +270,11 @@ class _Search:
 
 def _settle(task: Task, search: _Search, seed: int) -> Settled:
     default = next((record for record in search.records if Config(record.config) == task.default), _untried(task))
-    best = search.incumbent
+    valued = [record for record in search.records if isinstance(record.outcome, Measured | Estimated)]
+    # A candidate with the same machine code as another is that candidate. The sort keeps the first of equals first.
+    distinct = {record.outcome.artifact.code_hash: record for record in reversed(valued)}  # type: ignore[union-attr]
+    finalists = sorted(distinct.values(), key=lambda record: (value_ms(record.outcome), record.trial))
+    best, proof = search.first_proved(finalists)
     final, comparison = None, None
     if best is not None and isinstance(best.outcome, Measured):
         beside = default if isinstance(default.outcome, Measured) and default is not best else None
@@ -251,7 +283,7 @@ def _settle(task: Task, search: _Search, seed: int) -> Settled:
             samples = final.outcome.samples
             comparison = compare(samples.times_ms, samples.incumbent_ms, rng=np.random.default_rng(seed))
         if beside is not None and (comparison is None or comparison.verdict != "faster"):
-            best = default
+            best, proof = search.first_proved([default, best])
         elif not isinstance(final.outcome, Measured):
             best = None
     return Settled(
@@ -261,9 +293,19 @@ def _settle(task: Task, search: _Search, seed: int) -> Settled:
         records=tuple(search.records),
         champion=best,
         default=default,
+        proof=proof if best is not None else None,
         against_default=comparison,
         final=final,
     )
+
+
+def _not_proved(problem: Problem, proof: Proof) -> Wrong | Flaky:
+    status: Literal["wrong", "unknown"] = "wrong" if proof.status == "wrong" else "unknown"
+    verdict = Verdict(
+        status=status, where=proof.where, oracle="the whole suite", cases=(problem.key,), seed=proof.seed, checks=(),
+        detail=proof.detail,
+    )  # fmt: skip
+    return Wrong(verdict=verdict) if status == "wrong" else Flaky(verdict=verdict)
 
 
 def _untried(task: Task) -> Record:

@@ -24,18 +24,30 @@ from pebble import ProcessExpired, ProcessPool
 from harness.compare import Verdict
 from harness.device import DeviceFacts
 from harness.errors import HarnessError, RefusedError
-from harness.outcome import Artifact, CompileFailed, Estimated, LaunchFailed, Measured, Mode, Stage, TimedOut, Valued
+from harness.outcome import (
+    Artifact,
+    CompileFailed,
+    Estimated,
+    LaunchFailed,
+    Measured,
+    Mode,
+    Proof,
+    Stage,
+    TimedOut,
+    Valued,
+)  # fmt: skip
 from harness.problem import Problem
 from harness.space import Config
 
 _LOG_TAIL = 2000
 _PR_SET_PDEATHSIG = 1
-_DEVICE_LOST = 97
+DEVICE_LOST = 97
 
 Depth = Literal["screen", "final"]
 Compiled = Artifact | CompileFailed | TimedOut
 Judged = Verdict | LaunchFailed | TimedOut
 Numbered = Valued | LaunchFailed | TimedOut
+Proved = Proof | LaunchFailed | TimedOut
 
 
 class Runner(Protocol):
@@ -57,6 +69,10 @@ class Runner(Protocol):
         """Put a number on a candidate: a time beside the incumbent's, or an estimate."""
         ...
 
+    def prove(self, problem: Problem, config: Config) -> Callable[[], Proved]:
+        """Ask the whole suite about a finalist."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -75,10 +91,11 @@ class Limits:
     compile_s: float = 180.0
     verify_s: float = 120.0
     value_s: float = 120.0
+    prove_s: float = 600.0
     memory_bytes: int = 8 << 30
 
     def seconds(self, stage: Stage) -> float:
-        return {"compile": self.compile_s, "verify": self.verify_s}.get(stage, self.value_s)
+        return {"compile": self.compile_s, "verify": self.verify_s, "prove": self.prove_s}.get(stage, self.value_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +137,9 @@ class ProcessRunner:
 
     def verify(self, problem: Problem, config: Config) -> Callable[[], Judged]:
         return self._start("device" if self.mode == "measured" else "interpreter", "verify", problem, config)
+
+    def prove(self, problem: Problem, config: Config) -> Callable[[], Proved]:
+        return self._start("device" if self.mode == "measured" else "interpreter", "prove", problem, config)
 
     def value(
         self, problem: Problem, config: Config, passed: Passed, *, incumbent: Config | None, depth: Depth
@@ -190,6 +210,10 @@ def _settle(environment: dict[str, str], memory_bytes: int, logs: Path) -> None:
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if environment["TRITON_INTERPRET"] == "1":
+        from harness.interpreter import quicken
+
+        quicken()
 
 
 def _run_stage(stage: Stage, job: Job, problem: Problem, config: Config, **extra: Any) -> Any:
@@ -203,14 +227,14 @@ def _run_stage(stage: Stage, job: Job, problem: Problem, config: Config, **extra
         raise
     except Exception as error:
         reason, log = _first_line(error), traceback.format_exc()[-_LOG_TAIL:]
-        if job.mode == "measured" and stage in ("verify", "measure") and not _device_answers():
+        if job.mode == "measured" and stage in ("verify", "prove", "measure") and not device_answers():
             # A device error sticks to the process: whoever came next would be blamed for it. A new process has no past.
             os.write(2, f"{reason}\n".encode())
-            os._exit(_DEVICE_LOST)
+            os._exit(DEVICE_LOST)
         return _failure(stage, reason, log)
 
 
-def _device_answers() -> bool:
+def device_answers() -> bool:
     """Whether the device still works in this process after something was raised."""
     import torch
 
@@ -241,6 +265,13 @@ def _verify(job: Job, problem: Problem, config: Config) -> Verdict:
     )
 
 
+def _prove(job: Job, problem: Problem, config: Config) -> Proof:
+    from harness.proof import prove
+
+    device = "cuda" if job.mode == "measured" else "cpu"
+    return prove(_kernel(job), job.stem, problem, config, seed=job.seed, device=device)
+
+
 def _estimate(
     job: Job, problem: Problem, config: Config, *, passed: Passed, incumbent: Config | None, depth: Depth
 ) -> Estimated:
@@ -264,6 +295,7 @@ def _measure(
 _STAGES: dict[Stage, Callable[..., Any]] = {
     "compile": _compile,
     "verify": _verify,
+    "prove": _prove,
     "estimate": _estimate,
     "measure": _measure,
 }
@@ -288,7 +320,7 @@ def _first_line(error: BaseException) -> str:
 
 def describe_exit(code: int) -> str:
     """How a process ended, in words, from its exit code."""
-    if code == _DEVICE_LOST:
+    if code == DEVICE_LOST:
         return "the device failed and its process was given up"
     # The pool reports a death by signal as the negative number or as 128 and the number, by how it learned of it.
     number = -code if code < 0 else code - 128

@@ -173,6 +173,13 @@ def _with_siblings(folder: Path, stem: str) -> set[Path]:
     return found
 
 
+# The code of the suite that proves finalists and that fuzzes: a verdict, and a measured kill rate, belongs to one version of it.
+SUITE_MODULES = (
+    "problem", "inputs", "oracle", "noise", "bounds", "compare", "operation", "subject", "interpreter", "shadow", "footprint",
+    "laws", "probes", "metamorphic", "identities", "leaks", "properties", "cases", "judges", "suite",
+)  # fmt: skip
+
+
 def digest_modules(names: Sequence[str]) -> str:
     """Digest of the code of harness modules by name; comments, blank lines and docstrings do not count."""
     digest = hashlib.sha256()

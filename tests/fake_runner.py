@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.compare import OutputCheck, Verdict
 from harness.device import TARGETS, DeviceFacts
-from harness.outcome import Artifact, Binary, Estimate, Estimated, LaunchFailed, Measured, Mode, Samples
+from harness.outcome import Artifact, Binary, Estimate, Estimated, LaunchFailed, Measured, Mode, Proof, Samples
 from harness.problem import Problem
 from harness.space import Config
 from harness.worker import Depth, Passed
@@ -32,6 +32,19 @@ def wrong_verdict(problem: Problem, where: str = "interpreter") -> Verdict:
     return Verdict(
         status="wrong", where=where, oracle="fake", cases=(problem.key,), seed=0, checks=(check,),
         detail="out: error 1.0e-01 is 77 times its bound at [0, 0, 3, 5]",
+    )  # fmt: skip
+
+
+def passing_proof(where: str = "interpreter") -> Proof:
+    return Proof(
+        status="passed", where=where, suite="fake", seed=0, cases=3, oracles={"bound": 3, "shadow": 1}, largest={"out": 0.5}
+    )
+
+
+def wrong_proof(where: str = "interpreter") -> Proof:
+    return Proof(
+        status="wrong", where=where, suite="fake", seed=0, cases=2, oracles={"bound": 2}, largest={"out": 0.5},
+        detail="shadow: store out of bounds", counterexample={"kernel": "fake"},
     )  # fmt: skip
 
 
@@ -98,6 +111,11 @@ class FakeRunner:
             return Measured(verdict=passed.verdict, samples=samples, artifact=passed.artifact)
 
         return number
+
+    def prove(self, problem: Problem, config: Config) -> Callable[[], Any]:
+        self.calls["prove"] += 1
+        where = "device" if self.mode == "measured" else "interpreter"
+        return lambda: self._scripted("prove", problem, config) or passing_proof(where)
 
     def close(self) -> None:
         self.closed = True

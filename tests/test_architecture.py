@@ -10,9 +10,10 @@ ROOT = Path(__file__).parents[1]
 # A module imports only from lines above its own; modules of one line may import one another without a cycle.
 LAYERS = (
     ("errors", "problem", "stats"),
-    ("space", "device", "inputs", "oracle", "bounds", "compare", "workspace", "workload", "sensor", "footprint"),
+    ("space", "device", "inputs", "oracle", "noise", "bounds", "compare", "workspace", "workload", "sensor", "footprint"),
     ("operation", "outcome", "prune", "probe"),
     ("subject",),
+    ("adapters", "libraries", "witness", "foreign"),
     (
         "binary",
         "flow",
@@ -27,14 +28,14 @@ LAYERS = (
         "shadow",
     ),
     ("laws", "probes", "metamorphic", "identities", "leaks", "properties"),
-    ("cases", "judges", "criteria"),
+    ("cases", "judges", "criteria", "suite", "shrink", "proof"),
     ("worker",),
     ("fuzz_child", "fuzz", "mutate_judges", "mutate_child", "mutate"),
     ("tune",),
     ("champions",),
     ("documents",),
-    ("report", "report_proof", "report_show"),
-    ("commands", "proving"),
+    ("report", "report_proof", "report_show", "report_mutants"),
+    ("commands", "proving", "mutating"),
     ("cli",),
     ("__main__", "__init__"),
 )

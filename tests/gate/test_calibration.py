@@ -36,14 +36,15 @@ def worst_ratios(emulated, dtype: str, pass_: str, recipe: str = "normal", defec
 @pytest.mark.parametrize("pass_", ["fwd", "bwd"])
 def test_a_correct_kernel_fills_a_good_part_of_its_bounds(emulated, dtype, pass_):
     ratios = worst_ratios(emulated, dtype, pass_)
-    assert ratios.pop("lse", 0.05) > 0.005  # fp32 throughout: its bound counts worst-case operations
+    # All of lse is fp32, where exp2 and log2 may be off by two units in the last place but here are off by one.
+    assert 0.05 < ratios.pop("lse", 0.1) < 1
     assert all(0.25 < ratio < 1 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("pass_", ["fwd", "bwd"])
-def test_fp32_stays_within_and_not_a_hundred_times_below(emulated, pass_):
+def test_fp32_stays_within_and_not_ten_times_below(emulated, pass_):
     ratios = worst_ratios(emulated, "fp32", pass_)
-    assert all(0.01 < ratio < 1 for ratio in ratios.values()), ratios
+    assert all(0.1 < ratio < 1 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("recipe", [name for name in inputs.RECIPES if name != "normal"])

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from harness.champions import (
+    Certificate,
     Champion,
     ChampionFile,
     Environment,
+    KillRate,
     Number,
     champion_path,
     merge_champions,
@@ -17,7 +19,7 @@ from harness.champions import (
 )
 from harness.errors import MachineError, WorkspaceError
 from harness.problem import parse_problem
-from tests.fake_runner import fake_artifact, passing_verdict
+from tests.fake_runner import fake_artifact, passing_proof, passing_verdict
 
 WHERE = {"device": "h200", "arch": "sm_90", "kernel": "flash_fwd"}
 
@@ -30,6 +32,7 @@ def champion(problem: str = "b1 h8 s64 d32 fp16", kind: str = "measured", value_
         default={"block_m": 32},
         number=Number(kind=kind, value_ms=value_ms, default_ms=2.0),
         verdict=passing_verdict(read),
+        certificate=Certificate(proof=passing_proof(), kill_rate=KillRate(killed=3, planted=4)),
         binaries=fake_artifact({}).binaries,
         environment=Environment(
             toolchain="triton 3.6.0", torch="2.13.0", driver=None, kernel_digest="k", space_digest="s"
@@ -90,7 +93,7 @@ def test_devices_and_kernels_do_not_mix(tmp_path: Path, field: str, value: str) 
             "finite",
         ),
         (lambda text: text.replace('"passed"', '"great"'), "is not a champion file"),
-        (lambda text: json.dumps(json.loads(text) | {"schema": 2}), "has schema 2, this version reads 1"),
+        (lambda text: json.dumps(json.loads(text) | {"schema": 3}), "has schema 3, this version reads 2"),
         (lambda text: "[]", "is not a champion file"),
     ],
 )

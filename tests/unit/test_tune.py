@@ -7,13 +7,13 @@ import pytest
 from harness import report
 from harness.compare import Verdict
 from harness.errors import JournalError
-from harness.outcome import CompileFailed, Flaky, LaunchFailed, Pruned, TimedOut, Wrong
+from harness.outcome import CompileFailed, Flaky, LaunchFailed, Proof, Pruned, TimedOut, Wrong
 from harness.problem import parse_problem
 from harness.search import make_strategy, open_study
 from harness.space import Config, Param, Space
 from harness.store import Journal, open_journal, read_journal
 from harness.tune import Budget, Settled, Task, Tried, tune
-from tests.fake_runner import FakeRunner, fake_artifact, fake_time_ms, wrong_verdict
+from tests.fake_runner import FakeRunner, fake_artifact, fake_time_ms, wrong_proof, wrong_verdict
 
 PROBLEM = parse_problem("b4 h32/8 s4096 d128 bf16 causal")
 SPACE = Space(
@@ -247,3 +247,79 @@ def test_problems_are_not_mixed_in_one_journal(tmp_path: Path) -> None:
 def test_verdicts_carry_where_they_were_obtained(tmp_path: Path) -> None:
     _, settled = run(FakeRunner("estimated"), tmp_path)
     assert settled.champion.outcome.verdict.where == "interpreter"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Proof of finalists
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def refuting(*wrong: Config, answer: object = None) -> dict:
+    def prove(problem, config):
+        return (answer or wrong_proof()) if config in wrong else None
+
+    return {"prove": prove}
+
+
+@pytest.mark.parametrize("mode", ["measured", "estimated"])
+def test_a_finalist_that_the_suite_refutes_is_no_champion_and_the_next_one_is(tmp_path: Path, mode: str) -> None:
+    runner = FakeRunner(mode, scripts=refuting(BEST))
+    _, settled = run(runner, tmp_path)
+    assert Config(settled.champion.config) != BEST
+    better = [config for config in SPACE.legal if fake_time_ms(PROBLEM, config) < settled.value_ms]
+    assert better == [BEST]
+    assert settled.proof.passed
+    _, records = read_journal(tmp_path / "run.jsonl")
+    first, second = (record for record in records if record.role == "proof")
+    assert isinstance(first.outcome, Wrong)
+    assert first.proof.counterexample == {"kernel": "fake"}
+    assert second.proof.passed
+    assert Config(second.config) == Config(settled.champion.config)
+    assert any("shadow: store out of bounds" in failure.reason for failure in report.failures(records))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        LaunchFailed(stage="prove", reason="the process was killed by SIGSEGV"),
+        TimedOut(stage="prove", limit_s=600),
+        Proof(status="unknown", where="interpreter", suite="s", seed=0, cases=0, oracles={}, largest={}, detail="refused"),
+    ],
+    ids=["crash", "timeout", "unknown"],
+)
+def test_what_could_not_be_proved_is_no_champion(tmp_path: Path, answer: object) -> None:
+    _, settled = run(FakeRunner("estimated", scripts=refuting(*SPACE.legal, answer=answer)), tmp_path)
+    assert settled.champion is None
+    assert settled.proof is None
+
+
+def test_a_default_that_stays_must_be_proved_too(tmp_path: Path) -> None:
+    class Level(FakeRunner):
+        def _times(self, problem, config):
+            return tuple(1 + 0.05 * self._rng.standard_normal(31))
+
+    runner = Level("measured", scripts=refuting(DEFAULT))
+    _, settled = run(runner, tmp_path)
+    assert settled.against_default.verdict == "cannot tell"
+    assert Config(settled.champion.config) != DEFAULT
+    assert settled.proof.passed
+
+
+def test_a_resumed_run_proves_nothing_again(tmp_path: Path) -> None:
+    run(FakeRunner("estimated", scripts=refuting(BEST)), tmp_path)
+    again = FakeRunner("estimated")
+    _, settled = run(again, tmp_path)
+    assert again.calls["prove"] == 0
+    assert Config(settled.champion.config) != BEST
+
+
+def test_a_proof_that_compared_nothing_cannot_pass() -> None:
+    passed = {"status": "passed", "where": "device", "suite": "s", "seed": 0, "largest": {"out": 0.5}}
+    Proof(**passed, cases=1, oracles={"bound": 1})
+    for changes in ({"cases": 0, "oracles": {"bound": 1}}, {"cases": 1, "oracles": {"shadow": 1}}):
+        with pytest.raises(ValueError, match="compared nothing"):
+            Proof(**passed, **changes)
+    with pytest.raises(ValueError, match="beyond its bound"):
+        Proof(**{**passed, "largest": {"out": 1.5}}, cases=1, oracles={"bound": 1})
+    with pytest.raises(ValueError, match="beyond its bound"):
+        Proof(**{**passed, "largest": {"out": float("nan")}}, cases=1, oracles={"bound": 1})
