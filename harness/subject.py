@@ -224,7 +224,8 @@ class KernelSubject:
 
     def contract(self, problem: Problem) -> RoundingContract:
         dtype = "fp64" if self.double else problem.dtype
-        return bounds.contract_for(dtype, key_block=least_keys(self.config))
+        where: Literal["device", "interpreter"] = "interpreter" if self.device == "cpu" else "device"
+        return bounds.contract_for(dtype, key_block=least_keys(self.config), where=where)
 
     def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
         """See `Subject.run`; a backward pass uses the out and lse that it is given."""
