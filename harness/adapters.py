@@ -325,8 +325,9 @@ def library_contract(problem: Problem, claims: frozenset[str] = frozenset()) -> 
     """What an implementation may round of which nothing is known but that scores and sums are fp32 or better.
 
     Scores may be made of operands multiplied by a rounded root of the scale (four more roundings of a product); sums may
-    have any order and a rounding more in each step; weights may be normalized before they are rounded to 16 bits, in which case up to kv_len of them have one sum; gradients
-    may come from a stored P or from a recomputed one. Rounding scores to 16 bits is outside of it.
+    have any order, and a second rounding in each step; weights may be normalized before they are rounded to 16 bits, where
+    up to kv_len of them lose what one loses otherwise; gradients may come from a stored P or from a recomputed one.
+    Rounding scores to 16 bits is outside of it.
     """
     base = bounds.contract_for(
         problem.dtype, key_block=16, fp32_products="tf32" if "tf32" in claims else "ieee", chained=True

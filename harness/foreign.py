@@ -146,8 +146,8 @@ def _unlimited(problem: Problem) -> str | None:
 class ForeignSubject:
     """A function, called on guarded copies of its inputs.
 
-    Tensors at one address are copied to one address, so a function that remembers pointers meets new values there. The
-    first question is asked twice, the second time with v (or dout) negated in place, to find answers that were remembered.
+    Tensors at one address are copied to one address, so a function that remembers pointers meets new values there. Every
+    question is asked twice, the second time with v (or dout) negated in place, to find answers that were remembered.
     NotImplementedError is a refusal, unless somebody stated what is supported.
     """
 
@@ -159,10 +159,7 @@ class ForeignSubject:
     cannot: Callable[[Problem], str | None] = _unlimited
     rounding: Callable[[Problem], RoundingContract] | None = None
     bugs: tuple[Bug, ...] = ()
-    _audited: bool = field(default=False, init=False)
     _kept: dict[tuple[Any, ...], Guarded] = field(default_factory=dict, init=False, repr=False)
-    # What the call before returned: alive, so that its memory is not given out again.
-    _earlier: Mapping[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def refuses(self, problem: Problem) -> str | None:
         """See `Subject`: what is not supported, what the signature cannot say, or a known bug."""
@@ -190,10 +187,7 @@ class ForeignSubject:
         faults = [*call.faults, *self._memory_faults(problem, call, given)]
         outputs = {name: witness.kept_copy(output) for name, output in call.outputs.items()}
         faults += self._unwritten(problem, given, outputs)
-        if not self._audited:
-            self._audited = True
-            faults += self._remembered(problem, given, call, outputs)
-        self._earlier = call.made
+        faults += self._remembered(problem, given, call, outputs)
         return Answer(outputs=witness.comparable(problem, outputs), faults=tuple(dict.fromkeys(faults)))
 
     def _lay(self, name: str, values: Tensor) -> Guarded:
@@ -232,7 +226,7 @@ class ForeignSubject:
         faults = witness.form_faults(problem, made, self.signature.made, self.device)
         if wants_lse and "lse" not in made:
             faults.append("no log-sum-exp: only out was returned")
-        outputs = {name: value for name, value in made.items() if type(value) is Tensor}
+        outputs = {name: value for name, value in made.items() if type(value) is Tensor and not value.is_meta}
         if "out" in outputs:
             outputs["out"] = witness.swapped(outputs["out"], self.signature.made)
         if backward:
@@ -298,7 +292,6 @@ class ForeignSubject:
                 for made in ("out", "lse")
                 if witness.overlap(call.made.get(made), tensor.storage)
             ]
-        found += _shared(call.made, self._earlier)
         something = 0 not in (problem.batch, problem.q_len, problem.kv_len)
         if "triton" in self.support.claims and something and not call.launches:
             found.append("no Triton: no kernel was launched")
@@ -333,7 +326,12 @@ class ForeignSubject:
             for name, output in first.outputs.items()
             if not witness.same_bits(witness.kept_copy(output), outputs[name])
         ]
-        found += _shared(second.made, first.made)
+        found += [
+            f"stale memory: {name} lies where {earlier} of the call before still does"
+            for name, value in second.made.items()
+            for earlier, old in first.made.items()
+            if witness.overlap(value, old)
+        ]
         signed = [name for name in outputs if name != "lse" and name in second.outputs]
         telling = any(bool((outputs[name].nan_to_num() != 0).any()) for name in signed)
         if telling and all(
@@ -341,12 +339,3 @@ class ForeignSubject:
         ):
             found.append(f"cached answer: {', '.join(signed)} did not change with the sign of an input")
         return found
-
-
-def _shared(made: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
-    return [
-        f"stale memory: {name} lies where {other} of the call before still does"
-        for name, value in made.items()
-        for other, old in earlier.items()
-        if witness.overlap(value, old)
-    ]

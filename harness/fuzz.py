@@ -8,6 +8,7 @@ import json
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -26,6 +27,8 @@ from harness.worker import child_environment, describe_exit
 # A case takes seconds in the interpreter at the very most, imports at the start of a child a little longer.
 HANG_S = 90.0
 _LOG_TAIL = 1500
+# Hypothesis remembers constants of the code; not in the folder of whoever runs us.
+_HYPOTHESIS = {"HYPOTHESIS_STORAGE_DIRECTORY": str(Path(tempfile.gettempdir()) / "flashtune-hypothesis")}
 # Processes that may die to make a crash plainer.
 _CRASHES = 10
 
@@ -152,7 +155,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=child_environment(interpret=self._plan.device == "cpu"),
+            env=child_environment(interpret=self._plan.device == "cpu") | _HYPOTHESIS,
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._process.stdin.write(PLANS.dump_json(self._plan))

@@ -26,10 +26,11 @@ from harness.subject import KernelSubject, Subject, blaming, launches_of
 Asked = tuple[tuple[OutputCheck, ...], tuple[str, ...]]
 
 # Elements between neighbouring batches or heads of a far tensor. It fits 32 bits, as a larger stride would be passed in 64 and
-# widen whatever it is multiplied with; the offset of the third batch or head does not. Rows are as far apart as makes the
-# offset of the first row behind the largest tile the first that does not.
+# widen whatever it is multiplied with; the offset of the third batch or head does not. Of rows, either the first behind the
+# largest tile is the first whose offset does not, or one within the smallest tile.
 _FAR = 1 << 30
 _FAR_ROWS = 9
+_LEAST_SIDE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def _far(subject: Subject, case: Case) -> Asked:
     names = [name for name in operation_for(case.asked).inputs if name != "lse"]
     name, axis = names[int(rng.integers(len(names)))], int(rng.integers(3))
     sides = [side for key, side in case.config.items() if "block" in key and isinstance(side, int)]
-    side = max([16, *sides])
+    side = max([_LEAST_SIDE, *sides])
     rows = side + _FAR_ROWS
     problem = case.asked.replace(
         batch=3 if axis == 0 else 1,
@@ -173,8 +174,9 @@ def _far(subject: Subject, case: Case) -> Asked:
         q_len=rows if axis == 2 else max(1, min(case.asked.q_len, rows)),
         kv_len=rows if axis == 2 else max(1, min(case.asked.kv_len, rows)),
     )
+    stride = _FAR if axis < 2 else int(rng.choice([(1 << 31) // side, (1 << 31) // (_LEAST_SIDE // 2)]))
     given = tensors_of(replace(case, problem=str(problem), lies={}, patches=()))
-    return _watched(ours, problem, {**given, name: _apart(given[name], axis, (1 << 31) // side if axis == 2 else _FAR)})
+    return _watched(ours, problem, {**given, name: _apart(given[name], axis, stride)})
 
 
 def _apart(tensor: Tensor, axis: int, stride: int) -> Tensor:

@@ -157,11 +157,12 @@ def _compiled() -> Function:
 
 def _transformers(module: str) -> ModuleType:
     try:
-        return importlib.import_module(f"transformers.{module}")
+        importlib.import_module("transformers")
     except ModuleNotFoundError as missing:
         if missing.name != "transformers":
             raise
         raise UsageError("transformers is not installed here", hint="pip install transformers") from missing
+    return importlib.import_module(f"transformers.{module}")
 
 
 def _transformers_eager() -> Function:

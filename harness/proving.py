@@ -17,6 +17,7 @@ from harness.foreign import Foreign, check
 from harness.fuzz import Tally, fuzz, replay_case
 from harness.fuzz_child import Plan
 from harness.problem import Dtype, Pass, Problem
+from harness.space import Config
 from harness.workspace import Workspace, find_workspace
 
 FOUND = 1
@@ -143,14 +144,16 @@ def fuzz_configs(
     long = Problem(
         batch=1, q_heads=4, kv_heads=2, q_len=4096, kv_len=4096, head_dim=64, v_head_dim=64, dtype=dtype, pass_=pass_
     )  # fmt: skip
-    space = workspace.load_space(kernel).space(long, live or find_target(DEFAULT_TARGET))
-    if live is not None:
-        return [dict(config) for config in space.legal]
-    distinct = {config.restricted(space.interpreted): config for config in reversed(space.legal)}
+    distinct: dict[Config, Config] = {}
+    # Some parameters have more than one value only where there is a mask.
+    for problem in (long, long.replace(causal=True, window_left=1024)):
+        space = workspace.load_space(kernel).space(problem, live or find_target(DEFAULT_TARGET))
+        seen = space.names if live is not None else space.interpreted
+        distinct |= {config.restricted(seen): config for config in reversed(space.legal)}
     small = [
         dict(config)
         for config in distinct.values()
-        if all(int(value) <= _LARGEST_SIDE for name, value in config.items() if "block" in name)
+        if live is not None or all(int(value) <= _LARGEST_SIDE for name, value in config.items() if "block" in name)
     ]
     return sorted(small, key=lambda config: [str(value).zfill(4) for value in config.values()])
 

@@ -20,8 +20,10 @@ def fuzz_lines(
     largest = ", ".join(f"{name} {three_digits(ratio)}" for name, ratio in found.largest.items())
     lines += [f"  largest   error over bound: {largest}"] if largest else []
     for (case, judge, detail), path in zip(examples, found.counterexamples, strict=True):
+        # An id is enough where the corpus is that of a workspace.
+        again = path.rpartition("/")[2].removesuffix(".json") if "results/corpus" in path else path
         lines += ["", "Falsified", *case_lines(case), wrapped(f"{judge}: {detail}", first="  judge     ").rstrip()]
-        lines += [f"  saved     {path}", "", f"hint: reproduce with `flashtune replay {path.rpartition('/')[2][:-5]}`"]
+        lines += [f"  saved     {path}", "", f"hint: reproduce with `flashtune replay {again}`"]
     if not examples:
         lines.append("  no counterexample")
     return lines

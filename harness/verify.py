@@ -1,26 +1,27 @@
 """The gate: whether a candidate computes attention, asked of small problems of the same family before it may be timed.
 
-The small problems are built so that every kind of tile occurs (untouched by the mask, on the diagonal, on a window's edge,
-ragged at the end, without any visible key), so a candidate that is wrong anywhere in the family is wrong there. Refuses to
-time anything and to catch what a kernel raises: a crash is the caller's to report, who runs this in a process of its own.
+`harness.gate_cases` says which. Refuses to time anything and to catch what a kernel raises: a crash is the caller's to report,
+who runs this in a process of its own.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from harness import bounds, compare, inputs, oracle
 from harness.bounds import Expectation, RoundingContract
 from harness.compare import OutputCheck, Status, Verdict
+from harness.gate_cases import GateCase, blocks_of, gate_cases
 from harness.operation import operation_for
 from harness.problem import Problem
 from harness.space import Value
 from harness.subject import Kernel, Memory, Run, launch_guarded
 
 ORACLE = "fp64 reference, derived elementwise bounds"
+SHADOW = "shadow memory"
 INTERPRETER_BLIND = ("num_warps", "num_stages", "races", "compiler")
 # One problem of a family cannot see what only its size brings about.
 SIZE_BLIND = ("offsets beyond 2^31", "sums longer than a few tiles")
@@ -28,60 +29,16 @@ SIZE_BLIND = ("offsets beyond 2^31", "sums longer than a few tiles")
 # Counts up to here divide to the correctly rounded quotient, even with an approximate fp32 division (2 ulp).
 _EXACT_COUNTS = 1 << 10
 
-# The interpreter runs one program after the other: only what was never written can differ, and one case shows that.
-_ASKED_TWICE = 1
+# The case that runs under shadow memory in the interpreter: ragged at every end, with gaps between rows. Watching costs
+# little more than running, but what leads the kernel astray is then kept from doing harm, so the others run without.
+_WATCHED = 2
+# Programs that write the same bits twice waste time, and are right.
+_HARMLESS = ("double write",)
+# A race that shows in one run of three stays hidden in six runs of one case 1 time in 11, and in those of four cases less than
+# once in 10,000. The interpreter runs one program after the other, so there a second run could only repeat the first.
+_DEVICE_RUNS = 6
 
 Where = Literal["interpreter", "device"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Blocks:
-    """Tile sides of a config: the largest over queries and over keys, the least over keys and of all. `span` is a multiple
-    of every side, since sides are powers of two."""
-
-    rows: int
-    keys: int
-    least_keys: int
-    least: int
-
-    @property
-    def span(self) -> int:
-        return max(self.rows, self.keys)
-
-
-def gate_cases(problem: Problem, config: Mapping[str, Value]) -> tuple[Problem, ...]:
-    """The small problems that a candidate is asked, depending on the family and on the config's tile sides only.
-
-    Same pass, dtype, head dims, layout, scale, kind of mask and alignment, in three cases:
-    - *like*: lengths and windows that the tiles divide just when they divide the real ones, with tiles inside the mask;
-    - *ragged*: more queries than keys, so some see nothing in a causal problem, and all heads of a group;
-    - *short*: fewer queries than keys; two batches, and two key/value heads if there is more than one.
-    Groups keep their size up to 4 query heads in *ragged*, 2 (3 if odd) in the others; larger ones become 4 (3 if odd).
-    """
-    blocks = _blocks(config)
-    whole = _group(problem, 4)
-    part = _group(problem, 2)
-    heads = min(problem.kv_heads, 2)
-    span = blocks.span
-    ragged = (span + blocks.least) // 2 + 5
-    near = {
-        "window_left": _least(problem.window_left, span // 2 + 3),
-        "window_right": _least(problem.window_right, span // 4 + 1),
-    }
-    return (
-        _similar(problem, blocks).replace(batch=1, kv_heads=1, q_heads=part),
-        problem.replace(batch=1, kv_heads=1, q_heads=whole, q_len=ragged + 11, kv_len=ragged, **near),
-        problem.replace(
-            batch=2, kv_heads=heads, q_heads=heads * part, q_len=blocks.rows // 4 + 1, kv_len=blocks.keys + 5, **near
-        ),
-    )
-
-
-def _group(problem: Problem, limit: int) -> int:
-    """Query heads for each key/value head: more than `limit` find nothing that `limit`, or 3 if odd, do not."""
-    if problem.group <= limit:
-        return problem.group
-    return 3 if problem.group % 2 else limit
 
 
 def gate(
@@ -95,29 +52,31 @@ def gate(
 ) -> Verdict:
     """Ask `kernel` under `config` every case of `gate_cases`, and judge.
 
-    Each case runs on guarded inputs and poisoned outputs and workspaces, then again in fresh memory with another poison
-    (in the interpreter, which has no races, only *ragged*), and must give the same bits. The status is "wrong" if an
-    output exceeds its bound, an element was not written, an input or a guard was written to; else "flaky" if two runs
-    differ; "unknown" if nothing could be compared. What the kernel raises reaches the caller.
+    Each case runs on guarded inputs and poisoned outputs and workspaces. On a device it runs again in fresh memory, with
+    two kinds of poison in turn, and must give the same bits; in Triton's interpreter every access of one case is checked
+    by shadow memory. The status is "wrong" if an output exceeds its bound, an element was not written, an input or a guard
+    was written to, or an access was not allowed; else "flaky" if two runs differ; "unknown" if nothing could be compared.
+    What the kernel raises reaches the caller.
 
     A backward kernel is given the exact out and lse, rounded to the dtype and to fp32: what an ideal forward pass hands
     over, so that a fault of the forward kernel cannot be taken for one of the backward kernel, nor hide one.
     """
-    cases = gate_cases(problem, config)
-    contract = bounds.contract_for(problem.dtype, key_block=_blocks(config).least_keys)
+    cases = gate_cases(problem, config, unit=where == "device")
+    contract = bounds.contract_for(problem.dtype, key_block=blocks_of(config).least_keys)
+    shadowed = where == "interpreter" and _interpreting()
     checks: list[OutputCheck] = []
     faults: list[str] = []
     differences: list[str] = []
-    for position, (case, recipe) in enumerate(zip(cases, _recipes(problem), strict=True)):
-        question = _ask(case, seed, recipe, contract, device)
-        first = _answer(kernel, question, config, large=False)
+    for position, case in enumerate(cases):
+        question = _ask(case, seed, contract, device)
+        watched = _Watched(kernel, question) if shadowed and position == _WATCHED else None
+        first = _answer(watched or kernel, question, config, large=watched is not None)
         checks += compare.judge(first.views(), question.expected, case=question.name)
-        faults += first.faults(question.name)
-        if where == "interpreter" and position != _ASKED_TWICE:
-            continue
-        second = _answer(kernel, question, config, large=True)
-        faults += [fault for fault in second.faults(question.name) if fault not in faults]
-        differences += _differences(first, second, question.name)
+        faults += first.faults(question.name) + (watched.found if watched else [])
+        for repeat in range(1, _DEVICE_RUNS if where == "device" else 1):
+            again = _answer(kernel, question, config, large=repeat % 2 == 1)
+            faults += [fault for fault in again.faults(question.name) if fault not in faults]
+            differences += _differences(first, again, question.name)
     status = compare.status_of(checks)
     if faults:
         status = "wrong"
@@ -126,8 +85,8 @@ def gate(
     return Verdict(
         status=status,
         where=where,
-        oracle=ORACLE,
-        cases=tuple(str(case) for case in cases),
+        oracle=f"{ORACLE}, {SHADOW}" if shadowed else ORACLE,
+        cases=tuple(dict.fromkeys(str(case.problem) for case in cases)),
         seed=seed,
         checks=tuple(checks),
         blind_to=(*(INTERPRETER_BLIND if where == "interpreter" else ()), *SIZE_BLIND),
@@ -135,71 +94,28 @@ def gate(
     )
 
 
-def _recipes(problem: Problem) -> tuple[str, ...]:
-    return ("normal", "normal", "counting") if problem.pass_ == "fwd" else ("normal", "normal", "normal")
-
-
-def _blocks(config: Mapping[str, Value]) -> _Blocks:
-    def sides(word: str) -> list[int]:
-        found = [value for name, value in config.items() if word in name and not isinstance(value, str | bool)]
-        return found or [16]
-
-    rows, keys = sides("block_m"), sides("block_n")
-    return _Blocks(max(rows), max(keys), min(keys), min(rows + keys))
-
-
-def _least(bound: int | None, limit: int) -> int | None:
-    return None if bound is None else min(bound, limit)
-
-
-def _similar(problem: Problem, blocks: _Blocks) -> Problem:
-    """The problem with lengths and windows shortened by whole multiples of the tiles, so that all remainders are kept.
-
-    A window side keeps at least two tiles, so that a tile inside it needs no mask, and lengths reach a tile beyond it.
-    """
-    span = blocks.span
-    left, right = (
-        None if side is None else _shortened(side, 2 * span - 1, span) for side in (problem.window_left, problem.right)
-    )
-    reach = max(left or 0, right or 0)
-    least = reach + span if reach else span + 1
-    q_len = _shortened(problem.q_len, least if problem.banded else 1, span)
-    kv_len = _shortened(problem.kv_len, least, span)
-    # What is longer stays longer, so that the diagonal begins on the same side.
-    if problem.q_len < problem.kv_len and q_len >= kv_len:
-        kv_len += span
-    if problem.q_len > problem.kv_len and q_len <= kv_len:
-        q_len += span
-    return problem.replace(q_len=q_len, kv_len=kv_len, window_left=left, window_right=None if problem.causal else right)
-
-
-def _shortened(length: int, least: int, span: int) -> int:
-    """The smallest number of at least `least` that `length` exceeds by a multiple of `span`; `length` if it is smaller."""
-    return length if length < least else least + (length - least) % span
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Question:
     """A case with its input values and what is expected. The values are never given away, only copies."""
 
-    case: Problem
+    asked: GateCase
     name: str
     values: Mapping[str, Tensor]
     expected: Expectation
     device: str
 
 
-@functools.lru_cache(maxsize=16)
-def _ask(case: Problem, seed: int, recipe: str, contract: RoundingContract, device: str) -> _Question:
+@functools.lru_cache(maxsize=32)
+def _ask(asked: GateCase, seed: int, contract: RoundingContract, device: str) -> _Question:
     """Cached, because the candidates of one tune ask the same few questions."""
-    values = inputs.draw(case, seed=seed, recipe=recipe)
-    structured = inputs.recipe_for(recipe).structured
+    case = asked.problem
+    values = asked.values(seed)
     if case.pass_ == "fwd":
-        expected = bounds.expect_forward(case, values, contract, structured=structured)
-        if recipe == "counting" and contract.operand and case.kv_len < _EXACT_COUNTS:
+        expected = bounds.expect_forward(case, values, contract, structured=asked.structured)
+        if asked.recipe == "counting" and contract.operand and case.kv_len < _EXACT_COUNTS:
             expected = expected.exact("out", inputs.DTYPES[case.dtype])
     else:
-        expected = bounds.expect_backward(case, values, contract, structured=structured)
+        expected = bounds.expect_backward(case, values, contract, structured=asked.structured)
         made = oracle.forward(case, values)
         values |= {"out": made["out"].to(inputs.DTYPES[case.dtype]), "lse": made["lse"].float()}
     on_device = Expectation(
@@ -207,17 +123,62 @@ def _ask(case: Problem, seed: int, recipe: str, contract: RoundingContract, devi
         bounds={name: bound.to(device) for name, bound in expected.bounds.items()},
         largest=expected.largest,
     )
-    return _Question(case=case, name=f"{case} [{recipe}]", values=values, expected=on_device, device=device)
+    return _Question(asked=asked, name=f"{case} [{asked.recipe}]", values=values, expected=on_device, device=device)
 
 
 def _answer(kernel: Kernel, question: _Question, config: Mapping[str, Value], *, large: bool) -> Run:
     """Launch everything on fresh memory; `large` poisons with a large number instead of NaN."""
-    case, device = question.case, question.device
-    given = []
-    for name in operation_for(case).inputs:
-        values = question.values[name]
-        given.append(inputs.place(name, values, inputs.placement_for(case.layout, values.ndim), device=device))
-    return launch_guarded(kernel, case, given, config, Memory(device=device, large=large))
+    case, device, placements = question.asked.problem, question.device, question.asked.placements()
+    operation = operation_for(case)
+    given = [inputs.place(name, question.values[name], placements[name], device=device) for name in operation.inputs]
+    outputs = {name: placements[name] for name in operation.outputs}
+    return launch_guarded(kernel, case, given, config, Memory(device=device, large=large, outputs=outputs))
+
+
+class _Watched:
+    """A kernel whose launches run under shadow memory; `found` says in words what was seen."""
+
+    def __init__(self, kernel: Kernel, question: _Question) -> None:
+        self.PASS = kernel.PASS
+        self.found: list[str] = []
+        self._kernel = kernel
+        self._question = question
+
+    def workspaces(self, **tensors: Tensor) -> Any:
+        return self._kernel.workspaces(**tensors)
+
+    def launches(self, **arguments: Any) -> Any:
+        launches = list(self._kernel.launches(**arguments))
+        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        return [_Together(lambda: self._run(launches, tensors))] if launches else []
+
+    def _run(self, launches: list[Any], tensors: Mapping[str, Tensor]) -> None:
+        from harness.shadow import Role, shadow  # on a device nothing is interpreted
+
+        operation = operation_for(self._question.asked.problem)
+        roles: dict[str, Role] = dict.fromkeys(tensors, "workspace")
+        roles.update(dict.fromkeys(operation.inputs, "input"))
+        roles.update(dict.fromkeys(operation.outputs, "output"))
+        with shadow(tensors, roles) as watch:
+            for launch in launches:
+                launch.run()
+        self.found += [
+            f"{finding} in `{self._question.name}`" for finding in watch.findings if finding.kind not in _HARMLESS
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """All launches of a kernel as one, because what one of them wrote another may read."""
+
+    run: Callable[[], None]
+
+
+def _interpreting() -> bool:
+    """Whether Triton interprets in this process; a fake kernel needs no Triton, and cannot be watched."""
+    import triton  # whoever only reads verdicts needs none
+
+    return bool(triton.knobs.runtime.interpret)
 
 
 def _differences(first: Run, second: Run, case: str) -> list[str]:

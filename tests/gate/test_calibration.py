@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from harness import bounds, compare, inputs, verify
+from harness.gate_cases import GateCase
 from harness.problem import parse_problem
 
 CONFIG = {"block_m": 32, "block_n": 32}
@@ -25,7 +26,7 @@ def worst_ratios(emulated, dtype: str, pass_: str, recipe: str = "normal", defec
     contract = bounds.contract_for(dtype, key_block=CONFIG["block_n"])
     for text in PROBLEMS:
         problem = parse_problem(f"{text} {dtype} {pass_}")
-        question = verify._ask(problem, 11, recipe, contract, "cpu")
+        question = verify._ask(GateCase(problem, recipe, "plain"), 11, contract, "cpu")
         answer = verify._answer(emulated.Emulated(pass_, defect), question, CONFIG, large=False)
         for check in compare.judge(answer.views(), question.expected, case=text):
             found[check.output] = max(found[check.output], check.ratio)
@@ -47,10 +48,10 @@ def test_fp32_stays_within_and_not_ten_times_below(emulated, pass_):
     assert all(0.1 < ratio < 1 for ratio in ratios.values()), ratios
 
 
-@pytest.mark.parametrize("recipe", [name for name in inputs.RECIPES if name != "normal"])
+@pytest.mark.parametrize("recipe", [*(name for name in inputs.RECIPES if name != "normal"), "sunk"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 def test_unusual_inputs_raise_no_false_alarm(emulated, dtype, recipe):
-    passes = ("fwd",) if recipe == "counting" else ("fwd", "bwd")
+    passes = ("fwd",) if recipe in ("counting", "sunk") else ("fwd", "bwd")
     ratios = {name: ratio for pass_ in passes for name, ratio in worst_ratios(emulated, dtype, pass_, recipe).items()}
     assert all(ratio < 1 for ratio in ratios.values()), ratios
 
@@ -80,8 +81,9 @@ def test_a_forward_pass_may_hand_its_own_results_to_the_backward_pass(emulated, 
     contract = bounds.contract_for(dtype, key_block=CONFIG["block_n"], chained=True)
     for text in PROBLEMS:
         forward, backward = (parse_problem(f"{text} {dtype} {pass_}") for pass_ in ("fwd", "bwd"))
-        question = verify._ask(backward, 5, "normal", contract, "cpu")
-        made = verify._answer(emulated.Emulated("fwd"), replace(question, case=forward), CONFIG, large=False).views()
+        question = verify._ask(GateCase(backward, "normal", "plain"), 5, contract, "cpu")
+        asked = replace(question, asked=GateCase(forward, "normal", "plain"))
+        made = verify._answer(emulated.Emulated("fwd"), asked, CONFIG, large=False).views()
         chained = replace(question, values={**question.values, **made})
         answer = verify._answer(emulated.Emulated("bwd"), chained, CONFIG, large=False)
         for check in compare.judge(answer.views(), question.expected, case=text):
