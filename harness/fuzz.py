@@ -66,6 +66,8 @@ def fuzz(plan: Plan, corpus: Path, *, versions: Mapping[str, str], seen: Callabl
             case, judge, detail = found
             if judge == "crash":
                 case = _shrunk_crash(plan, case)
+            elif not any(answer["detail"] for answer in replay_case(replace(plan, only=(case,)))):
+                detail += "; not in a process of its own, so it depends on what was asked before"
             example = Counterexample(schema=SCHEMA, case=case, judge=judge, detail=detail, found_with=dict(versions))
             tally.counterexamples.append(write_counterexample(corpus, example))
             tally.found.append(example)
@@ -102,12 +104,13 @@ def _replay_corpus(plan: Plan, corpus: Path, tally: Tally) -> None:
 
 
 def replay_case(plan: Plan) -> list[dict[str, Any]]:
-    """Ask every judge about `plan.only`: one dict each with `judge`, `detail` ("" if nothing is wrong), `worst`, `checks`."""
+    """Ask every judge about each case of `plan.only`, in one process: a dict for each answer with `case` (its id), `judge`,
+    `detail` ("" if nothing is wrong), `worst` and `checks`."""
     answers: list[dict[str, Any]] = []
     with _Child(plan) as child:
         answers += [event for event in child.events() if event["event"] == "asked"]
         if child.died:
-            answers.append({"judge": "crash", "detail": child.died, "worst": None, "checks": 0})
+            answers.append({"case": "", "judge": "crash", "detail": child.died, "worst": None, "checks": 0})
     return answers
 
 

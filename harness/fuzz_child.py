@@ -186,7 +186,8 @@ class Fuzzer:
         self._say("case", case=_plain(case))
         for name, finding, checks in suite.ask_each(subject, case, applicable(subject, case)):
             worst = max((check.ratio for check in checks), default=None)
-            self._say("asked", judge=name, detail=finding.detail if finding else "", worst=worst, checks=len(checks))
+            detail = finding.detail if finding else ""
+            self._say("asked", case=case.id, judge=name, detail=detail, worst=worst, checks=len(checks))
 
     def _give_up_a_lost_device(self, finding: Finding) -> None:
         """An error of the device sticks to the process: every later question would be answered with it."""

@@ -138,12 +138,12 @@ def _round(
         if first:
             # Shrinking: only the judge that objected counts.
             finding = judge_case(subject, case, _still(subject, case, first[0].judge))
-            if finding is not None:
-                raise _Falsified(case, first[0].judge, finding)
-            return
-        falsified = _judged(proof, subject, case, suite.judges_for(subject, case, profile.judges))
+            falsified = None if finding is None else _Falsified(case, first[0].judge, finding)
+        else:
+            falsified = _judged(proof, subject, case, suite.judges_for(subject, case, profile.judges))
+            first.extend([falsified] if falsified else [])
         if falsified is not None:
-            first.append(falsified)
+            # One place: hypothesis takes exceptions from two for two bugs.
             raise falsified
 
     try:

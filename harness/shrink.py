@@ -66,7 +66,6 @@ def _simpler_problems(problem: Problem) -> Iterator[Problem]:
         {"kv_heads": 1, "q_heads": 2},
         {"layout": "bhsd"},
         {"scale": None},
-        {"scale": 1.0},
         {"window_left": None},
         {"window_right": None},
         {"top_left": False},
@@ -74,6 +73,7 @@ def _simpler_problems(problem: Problem) -> Iterator[Problem]:
         {"head_dim": 16, "v_head_dim": 16},
         {"causal": False, "window_right": problem.window_right},
     ]
+    changes += [{"scale": 1.0}] if problem.scale is not None else []
     for length in _shorter(problem.q_len):
         changes += [{"q_len": length, "kv_len": length}] if problem.q_len == problem.kv_len else []
     changes += [{"q_len": length} for length in _shorter(problem.q_len)]

@@ -12,9 +12,12 @@ def core(q, k, v, scale, visible):
     scores = q.float() @ key.mT * scale
     if visible is not None:
         scores = scores.masked_fill(~visible, -math.inf)
-    lse = scores.logsumexp(-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -math.inf)
-    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(-1))
-    return (weights @ value).to(q.dtype), lse
+    highest = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -math.inf)
+    # A row without keys has no maximum; its weights are 0.
+    weights = torch.exp(scores - highest.masked_fill(highest == -math.inf, 0.0).detach())
+    total = weights.sum(-1, keepdim=True)
+    out = (weights / total.masked_fill(total == 0, 1.0)) @ value
+    return out.to(q.dtype), (highest + total.log()).squeeze(-1)
 
 
 def scale_of(q, scale):
