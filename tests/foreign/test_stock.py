@@ -62,13 +62,18 @@ def test_claims_that_hold_are_silent_and_ask_more(implementations):
     silent(subject, Foreign(subject.name, "ours", words), 20, least=10)
 
 
-def test_a_wrong_implementation_is_found_and_shrunk(implementations):
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wrong_implementation_is_found_and_shrunk(implementations, seed):
     subject = adapt(implementations.top_left_flash, "flash")
-    proof = in_process.prove(subject, Foreign(subject.name, "flash"), profile=PROFILE, seed=0)
+    proof = in_process.prove(subject, Foreign(subject.name, "flash"), profile=PROFILE, seed=seed)
     assert proof.found is not None
     problem = proof.found.case.asked
     assert problem.banded and problem.q_len != problem.kv_len and problem.q_len * problem.kv_len <= 4
     assert problem.batch == problem.q_heads == 1
+    # Beyond hypothesis: nothing is left that the failure does not need.
+    case = proof.found.case
+    assert (problem.scale, problem.layout, problem.head_dim, problem.v_head_dim) == (None, "bhsd", 16, 16)
+    assert (case.recipe, case.seed, dict(case.lies), case.patches) == ("normal", 0, {}, ())
     assert "does not compute attention" in proof.text() and str(problem) in proof.text()
 
 

@@ -1,7 +1,9 @@
 """The suite's choices: the same for everybody, dependent on the case alone, and what shrinking ends at."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from harness.bounds import RoundingContract, contract_for
 from harness.cases import Case, Lie, Patch, case_strategy, like
 from harness.errors import RefusedError, SubjectError, UsageError
 from harness.footprint import zeros
+from harness.fuzz_child import Fuzzer, Plan
 from harness.inputs import DTYPES
 from harness.oracle import backward, forward
 from harness.problem import Problem, parse_problem
@@ -81,6 +84,43 @@ def test_cases_like_a_problem_have_its_head_dims_and_mask() -> None:
         assert asked.causal
         assert asked.window_left is not None
         assert max(asked.q_len, asked.kv_len) <= 130
+
+
+def test_on_a_device_the_cases_of_a_round_share_what_is_compiled_in() -> None:
+    root = Path(__file__).parents[2]
+    configs = {"fp16": [{"block_m": side, "block_n": 16, "load": "pointer"} for side in (16, 32, 64, 128)]}
+    plan = Plan(seed=0, seconds=1, cases=1, root=root, kernel="flash_fwd", device="cuda", configs=configs)
+    fuzzer = Fuzzer(plan, io.StringIO())
+    rounds = [suite.fixed_cases(fuzzer._strategy(seed), 10, seed) for seed in range(6)]
+    families = set()
+    for cases in rounds:
+        (family,) = {(str(c.config), c.asked.head_dim, c.asked.v_head_dim, c.asked.causal) for c in cases}
+        families.add(family)
+        assert len({case.asked.q_len for case in cases}) > 1
+    assert len(families) > 3
+
+
+class Flickering(Perfect):
+    """Right but for one run."""
+
+    def __init__(self, wrong: int) -> None:
+        super().__init__()
+        self.runs, self.wrong = 0, wrong
+
+    def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
+        answer = super().run(problem, inputs)
+        self.runs += 1
+        if self.runs == self.wrong:
+            answer.outputs["out"][0, 0, 0, 0] += 1
+        return answer
+
+
+@pytest.mark.parametrize(("wrong", "seen"), [(2, True), (10, True), (11, False)])
+def test_a_difference_between_ten_runs_is_seen(wrong: int, seen: bool) -> None:
+    subject = Flickering(wrong)
+    finding, _ = suite.ask(subject, replace(CASE, lies={}, patches=()), "repeat")
+    assert (finding is not None) == seen
+    assert subject.runs == min(wrong, 10)
 
 
 @pytest.mark.parametrize(
