@@ -36,7 +36,7 @@ DEFAULT_TARGET = "h200"
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
     "binary", "bounds", "compare", "compile", "device", "estimate", "flow", "inputs", "measure", "operation", "oracle",
-    "outcome", "problem", "prune", "sensor", "stats", "timing", "tune", "verify", "worker", *SUITE_MODULES,
+    "outcome", "problem", "proof", "prune", "sensor", "stats", "timing", "tune", "verify", "worker", *SUITE_MODULES,
 )  # fmt: skip
 
 

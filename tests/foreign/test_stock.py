@@ -68,8 +68,9 @@ def test_a_wrong_implementation_is_found_and_shrunk(implementations, seed):
     proof = in_process.prove(subject, Foreign(subject.name, "flash"), profile=PROFILE, seed=seed)
     assert proof.found is not None
     problem = proof.found.case.asked
-    assert problem.banded and problem.q_len != problem.kv_len and problem.q_len * problem.kv_len <= 4
-    assert problem.batch == problem.q_heads == 1
+    # Properties that append keys need no unequal lengths to begin with.
+    assert problem.banded and problem.q_len * problem.kv_len <= 4
+    assert problem.batch == problem.kv_heads == 1 and problem.q_heads <= 2
     # Beyond hypothesis: nothing is left that the failure does not need.
     case = proof.found.case
     assert (problem.scale, problem.layout, problem.head_dim, problem.v_head_dim) == (None, "bhsd", 16, 16)
