@@ -35,8 +35,8 @@ DEFAULT_TARGET = "h200"
 
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
-    "binary", "bounds", "compare", "compile", "device", "estimate", "flow", "inputs", "measure", "operation", "oracle",
-    "outcome", "problem", "proof", "prune", "sensor", "stats", "timing", "tune", "verify", "worker", *SUITE_MODULES,
+    "binary", "bounds", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure", "operation",
+    "oracle", "outcome", "problem", "proof", "prune", "sensor", "stats", "timing", "tune", "verify", "worker", *SUITE_MODULES,
 )  # fmt: skip
 
 

@@ -269,8 +269,9 @@ class ForeignSubject:
             yield launches
 
     def _told(self, raised: Exception, problem: Problem) -> HarnessError:
-        said = str(raised).strip().splitlines()
-        text = f"{type(raised).__name__}: {said[0] if said else ''} in `{problem}`"
+        # Compilers say what was wrong in the second line.
+        said = " ".join(line.strip() for line in str(raised).strip().splitlines()[:2])
+        text = f"{type(raised).__name__}: {said} in `{problem}`"
         if isinstance(raised, NotImplementedError) and not self.support.stated:
             return RefusedError(f"{self.name} does not do it: {text}")
         return SubjectError(text)

@@ -30,6 +30,7 @@ from .primitives import (
     store_tile,
     tile_at_zero,
     visible,
+    widened,
 )
 
 PASS = "bwd"
@@ -67,7 +68,7 @@ def flash_bwd_rows_kernel(
     do = load_tile(dout_at, start_m, q_len, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, True, False)
 
     # Accumulate
-    total = tl.sum(o.to(ACC) * do.to(ACC), 1)
+    total = tl.sum(widened(o, ACC) * widened(do, ACC), 1)
     row = row.to(tl.int64)
     lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + row * stride_lse_row
     natural = tl.load(lse_at, mask=row < q_len, other=0.0)

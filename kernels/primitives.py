@@ -50,12 +50,24 @@ def rounded(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def widened(x, dtype: tl.constexpr):
+    """x to a wider dtype, where it is exact."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        # The interpreter gives subnormal numbers another value; compiled code never comes here.
+        bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        result = bits.to(tl.float32, bitcast=True).to(dtype)
+    else:
+        result = x.to(dtype)
+    return result
+
+
+@triton.jit
 def product(a, b, acc):
     """acc + a b, summed in the type of acc; fp32 operands are never cut down to tf32."""
     if INTERPRETED:
         # The interpreter multiplies bf16 as bit patterns; in the type of acc the product of 16-bit numbers is as exact.
-        a = a.to(acc.dtype)
-        b = b.to(acc.dtype)
+        a = widened(a, acc.dtype)
+        b = widened(b, acc.dtype)
     return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
 
 

@@ -139,7 +139,7 @@ def test_equal_inputs_give_equal_bits(misbehaving):
 
 def test_what_is_raised_is_a_finding_whatever_its_type(misbehaving):
     subject = adapt(misbehaving.raises, "sdpa")
-    with pytest.raises(SubjectError, match="CustomError: out of in `b1 h2 s5"):
+    with pytest.raises(SubjectError, match="CustomError: out of luck in `b1 h2 s5"):
         faults_of(subject, FORWARD)
     finding, checks = suite.ask(subject, case_of(FORWARD), "bound")
     assert finding is not None and finding.judge == "exception" and checks == ()
