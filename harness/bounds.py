@@ -261,8 +261,10 @@ def _slope_noise(block: oracle.Rows, slope: oracle.Slopes, terms: Terms) -> _Slo
         delta += (weights.scaled(slope.d_weights) + dots.scaled(block.weights)).total() + row.scaled(slope.delta)
         delta += single(contract.operand * summed.abs()).total()
         delta += terms.sum(block.visible.sum(-1), summed.abs().sum(-1), slope.delta, matrix=False)
-    # The difference, its product with P, and the scale where it comes before the sums.
-    local = weights.scaled(difference) + (dots + several(3.0, unit * difference.abs())).scaled(block.weights)
+    # The difference, its product with P, and the scale where it comes before the sums. An error of P meets the difference as
+    # it is computed, with an error of delta in it, which is all there is where the exact difference is 0.
+    computed = difference.abs() + terms.value(delta).unsqueeze(-1)
+    local = weights.scaled(computed) + (dots + several(3.0, unit * difference.abs())).scaled(block.weights)
     common = terms.value(delta).unsqueeze(-1) * block.weights + terms.value(row).unsqueeze(-1) * slope.d_scores.abs()
     size = slope.d_scores.abs() + terms.value(local) + common
     return _SlopeNoise(

@@ -63,7 +63,6 @@ def _simpler_problems(problem: Problem) -> Iterator[Problem]:
         {"kv_heads": 1, "q_heads": 1},
         {"kv_heads": 1, "q_heads": problem.group},
         {"kv_heads": problem.kv_heads, "q_heads": problem.kv_heads},
-        {"kv_heads": 1, "q_heads": 2},
         {"layout": "bhsd"},
         {"scale": None},
         {"window_left": None},
@@ -73,6 +72,7 @@ def _simpler_problems(problem: Problem) -> Iterator[Problem]:
         {"head_dim": 16, "v_head_dim": 16},
         {"causal": False, "window_right": problem.window_right},
     ]
+    changes += [{"kv_heads": 1, "q_heads": 2}] if problem.q_heads > 2 else []
     changes += [{"scale": 1.0}] if problem.scale is not None else []
     for length in _shorter(problem.q_len):
         changes += [{"q_len": length, "kv_len": length}] if problem.q_len == problem.kv_len else []

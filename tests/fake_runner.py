@@ -37,7 +37,13 @@ def wrong_verdict(problem: Problem, where: str = "interpreter") -> Verdict:
 
 def passing_proof(where: str = "interpreter") -> Proof:
     return Proof(
-        status="passed", where=where, suite="fake", seed=0, cases=3, oracles={"bound": 3, "shadow": 1}, largest={"out": 0.5}
+        status="passed",
+        where=where,
+        suite="fake",
+        seed=0,
+        cases=3,
+        oracles={"bound": 3, "shadow": 1},
+        largest={"out": 0.5},
     )
 
 

@@ -10,7 +10,19 @@ ROOT = Path(__file__).parents[1]
 # A module imports only from lines above its own; modules of one line may import one another without a cycle.
 LAYERS = (
     ("errors", "problem", "stats"),
-    ("space", "device", "inputs", "oracle", "noise", "bounds", "compare", "workspace", "workload", "sensor", "footprint"),
+    (
+        "space",
+        "device",
+        "inputs",
+        "oracle",
+        "noise",
+        "bounds",
+        "compare",
+        "workspace",
+        "workload",
+        "sensor",
+        "footprint",
+    ),
     ("operation", "outcome", "prune", "probe"),
     ("subject",),
     ("adapters", "libraries", "witness", "foreign"),

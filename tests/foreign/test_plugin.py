@@ -15,13 +15,13 @@ HEAD = f"import sys\nsys.path.insert(0, {str(HERE)!r})\nfrom implementations imp
 
 @pytest.fixture
 def library(pytester, monkeypatch):
-    """A library's folder of tests, run in this process with nothing but the plugin."""
+    """A library's folder of tests, run in a process of its own: torch cannot be imported twice, as pytester would have it."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     pytester.makeini("[pytest]\naddopts = -p no:cacheprovider\n")
 
     def run(text: str, *options: str):
         pytester.makepyfile(test_library=HEAD + text)
-        return pytester.runpytest_inprocess("-p", "harness.pytest_plugin", *options)
+        return pytester.runpytest_subprocess(*options)
 
     return run
 
@@ -151,5 +151,5 @@ def test_the_plugin_alone_imports_nothing_heavy(pytester):
     pytester.makepyfile(
         "import sys\ndef test_light():\n    assert not {'torch', 'triton', 'hypothesis', 'numpy'} & set(sys.modules)\n"
     )
-    result = pytester.runpytest_subprocess("-p", "harness.pytest_plugin", "-p", "no:hypothesispytest")
+    result = pytester.runpytest_subprocess("-p", "no:hypothesispytest")
     result.assert_outcomes(passed=1)

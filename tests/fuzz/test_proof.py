@@ -58,7 +58,9 @@ def prove(root: Path, stem: str) -> dict:
 def test_every_judge_that_can_is_asked_about_a_finalist(stem: str) -> None:
     found = prove(ROOT, stem)
     assert (found["status"], found["cases"], found["detail"]) == ("passed", 12, "")
-    assert {"bound", "fp64", "shadow", "far", "agreement", "repeat", "memory", "negation", "strides"} <= set(found["oracles"])
+    assert {"bound", "fp64", "shadow", "far", "agreement", "repeat", "memory", "negation", "strides"} <= set(
+        found["oracles"]
+    )
     assert len(found["oracles"]) > 20
     assert all(0 < ratio <= 1 for ratio in found["largest"].values())
 

@@ -182,7 +182,9 @@ def test_the_gate_kills_a_sample(sampled):
 @pytest.mark.parametrize("stem", STEMS)
 def test_the_kernels_themselves_raise_no_alarm(stem):
     small = "b1 h2/1 q20 k24 d16 fp16 causal"
-    asked = {judge: [case(stem, small)] for judge in ("bound", "fp64", "agreement", "shadow", "far", "suite", "PyTorch SDPA")}
+    asked = {
+        judge: [case(stem, small)] for judge in ("bound", "fp64", "agreement", "shadow", "far", "suite", "PyTorch SDPA")
+    }
     trials = mutate.measure_alarms(stem, KERNELS, asked, jobs=1)
     assert [(trial.judge, trial.how, trial.cases, trial.alarms, trial.detail) for trial in trials] == [
         (judge, "", 1, 0, "") for judge in asked

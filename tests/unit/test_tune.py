@@ -283,7 +283,9 @@ def test_a_finalist_that_the_suite_refutes_is_no_champion_and_the_next_one_is(tm
     [
         LaunchFailed(stage="prove", reason="the process was killed by SIGSEGV"),
         TimedOut(stage="prove", limit_s=600),
-        Proof(status="unknown", where="interpreter", suite="s", seed=0, cases=0, oracles={}, largest={}, detail="refused"),
+        Proof(
+            status="unknown", where="interpreter", suite="s", seed=0, cases=0, oracles={}, largest={}, detail="refused"
+        ),
     ],
     ids=["crash", "timeout", "unknown"],
 )
