@@ -84,8 +84,8 @@ MUTANTS = (
     Mutant("dq unscaled", "flash_bwd.py", "dq_sum = dq_sum * natural_scale", "dq_sum = dq_sum", ("bwd",), (WINDOW,),
            quick=True),
     Mutant("dk unscaled", "flash_bwd.py", "dk_sum = dk_sum * natural_scale", "dk_sum = dk_sum", ("bwd",), EVERY),
-    Mutant("delta zero", "flash_bwd.py", "total = tl.sum(o.to(ACC) * do.to(ACC), 1)",
-           "total = tl.sum(o.to(ACC) * do.to(ACC), 1) * 0.0", ("bwd",), (WINDOW,), quick=True),
+    Mutant("delta zero", "flash_bwd.py", "total = tl.sum(widened(o, ACC) * widened(do, ACC), 1)",
+           "total = tl.sum(widened(o, ACC) * widened(do, ACC), 1) * 0.0", ("bwd",), (WINDOW,), quick=True),
     Mutant("p of an unnormalised row", "flash_bwd.py", "s = s * scale - lse[:, None]", "s = s * scale", ("bwd",), EVERY),
     # What only one of the questions sees: values far below 0 in two batches, lengths at which a bound hides one key, strides
     # of their own, shadow memory, the same lengths with another window.

@@ -174,11 +174,11 @@ def test_a_device_that_no_longer_answers_costs_its_process_only(monkeypatch: pyt
     job = Job(root=Path(), stem="subject", device=TARGETS["h200"], mode="measured", seed=0)
     monkeypatch.setitem(worker._STAGES, "verify", raise_illegal)
     monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr(worker, "_device_answers", lambda: True)
+    monkeypatch.setattr(worker, "device_answers", lambda: True)
     outcome = worker._run_stage("verify", job, PROBLEM, act("nothing"))
     assert isinstance(outcome, LaunchFailed)
     assert not ended
-    monkeypatch.setattr(worker, "_device_answers", lambda: False)
+    monkeypatch.setattr(worker, "device_answers", lambda: False)
     with pytest.raises(SystemExit):
         worker._run_stage("verify", job, PROBLEM, act("nothing"))
     assert worker.describe_exit(ended[0]) == "the device failed and its process was given up"
