@@ -1,9 +1,8 @@
 """The half of the fuzzer that runs the kernel: hypothesis, in a process of its own with Triton interpreting.
 
 It reads a plan from standard input and writes one JSON line an event to standard output: `case` before a case is run, so
-that the parent knows what a crash was about, `judged` after it, `found` for a shrunk counterexample, and
-`refused` where the plan cannot be carried out. Refuses to catch
-what is not about the case.
+that the parent knows what a crash was about, `judged` after it, `found` for a shrunk counterexample, and `refused` where the
+plan cannot be carried out. Refuses to catch what is not about the case.
 """
 
 import json

@@ -76,13 +76,18 @@ def _bound(subject: Subject, case: Case) -> Asked:
     expected = expect(problem, given, subject.contract(problem), structured=structured(case))
     answer = subject.run(problem, given)
     found = {name: answer.outputs[name] for name in expected.truth if name in answer.outputs}
-    # A log-sum-exp that a subject does not give is not judged; anything else that is missing is among the faults.
+    # A log-sum-exp that a subject does not give is not judged; anything else that is missing is a fault, said by it or not.
+    missing = (
+        ()
+        if answer.faults
+        else tuple(f"gave no {name} for `{problem}`" for name in expected.truth if name not in found and name != "lse")
+    )
     expected = replace(
         expected,
         truth={name: expected.truth[name] for name in found},
         bounds={name: expected.bounds[name] for name in found},
     )
-    return compare.judge(found, expected, case=case.problem), answer.faults
+    return compare.judge(found, expected, case=case.problem), (*answer.faults, *missing)
 
 
 # A race may go well nine times. The interpreter runs one program after the other, so there the second run shows everything.

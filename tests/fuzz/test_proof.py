@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants.test_mutants import CONFIGS
+
 ROOT = Path(__file__).parents[2]
 
 PROVE = """
@@ -31,16 +33,6 @@ print(json.dumps({
     "largest": dict(proof.largest), "case": proof.counterexample, "cases": proof.cases,
 }))
 """
-CONFIGS = {
-    "flash_fwd": {
-        "block_m": 32, "block_n": 16, "loops": "split", "head_order": "outer", "num_warps": 4, "num_stages": 1,
-        "load": "pointer", "masked_stages": 1, "warp_specialize": False, "waves_per_eu": 0,
-    },
-    "flash_bwd": {
-        "dkdv_block_m": 16, "dkdv_block_n": 32, "dq_block_m": 32, "dq_block_n": 16, "dkdv_warps": 4, "dkdv_stages": 1,
-        "dkdv_load": "pointer", "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer", "waves_per_eu": 0,
-    },
-}  # fmt: skip
 
 
 def prove(root: Path, stem: str) -> dict:

@@ -135,6 +135,17 @@ def test_what_a_subject_raises_is_a_finding_and_a_refusal_is_nothing(raised: Exc
     assert checks == ()
 
 
+def test_an_output_that_is_missing_without_a_word_does_not_pass() -> None:
+    class Silent(Perfect):
+        def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
+            answer = super().run(problem, inputs)
+            return Answer(outputs={name: output for name, output in answer.outputs.items() if name == "lse"})
+
+    finding, _ = suite.ask(Silent(), replace(CASE, lies={}, patches=()), "bound")
+    assert finding is not None
+    assert "gave no out" in finding.detail
+
+
 def test_an_unknown_profile_is_named() -> None:
     with pytest.raises(UsageError, match="there is no profile `nigthly`"):
         suite.profile_for("nigthly")
