@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from harness import sanitizer
 from harness.cases import CASES, SCHEMA, Case, Counterexample, read_counterexample, write_counterexample
 from harness.errors import BugError, UsageError
 from harness.fuzz_child import PLANS, Plan
@@ -66,7 +67,7 @@ def fuzz(plan: Plan, corpus: Path, *, versions: Mapping[str, str], seen: Callabl
             case, judge, detail = found
             if judge == "crash":
                 case = _shrunk_crash(plan, case)
-            elif not any(answer["detail"] for answer in replay_case(replace(plan, only=(case,)))):
+            elif judge != plan.sanitize and not any(answer["detail"] for answer in replay_case(replace(plan, only=(case,)))):
                 detail += "; not in a process of its own, so it depends on what was asked before"
             example = Counterexample(schema=SCHEMA, case=case, judge=judge, detail=detail, found_with=dict(versions))
             tally.counterexamples.append(write_counterexample(corpus, example))
@@ -109,18 +110,28 @@ def replay_case(plan: Plan) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = []
     with _Child(plan) as child:
         answers += [event for event in child.events() if event["event"] == "asked"]
+        judge = plan.sanitize if child.sanitized else "crash"
         if child.died:
-            answers.append({"case": "", "judge": "crash", "detail": child.died, "worst": None, "checks": 0})
+            answers.append({"case": "", "judge": judge, "detail": child.died, "worst": None, "checks": 0})
     return answers
+
+
+def _blamed(plan: Plan, cases: list[Case], detail: str) -> tuple[Case, str, str]:
+    """The first of the cases of a process in which the sanitizer complains when it is alone; it speaks at the end only."""
+    for case in cases:
+        for answer in replay_case(replace(plan, only=(case,))):
+            if answer["judge"] == plan.sanitize:
+                return case, plan.sanitize, answer["detail"]
+    return cases[-1], plan.sanitize, f"{detail}; by none of the {len(cases)} cases alone, so it depends on earlier ones"
 
 
 def _watch(plan: Plan, tally: Tally, began: float, seen: Callable[[Tally], None]) -> tuple[Case, str, str] | None:
     """Run one child to its end. The counterexample that it found, or that it is."""
-    announced: Case | None = None
+    announced: list[Case] = []
     with _Child(plan) as child:
         for event in child.events():
             if event["event"] == "case":
-                announced = CASES.validate_json(json.dumps(event["case"]))
+                announced.append(CASES.validate_json(json.dumps(event["case"])))
             elif event["event"] == "found":
                 return CASES.validate_json(json.dumps(event["case"])), event["judge"], event["detail"]
             elif event["event"] == "judged":
@@ -134,31 +145,36 @@ def _watch(plan: Plan, tally: Tally, began: float, seen: Callable[[Tally], None]
                 seen(tally)
         if not child.died:
             return None
-        if announced is None or child.raised:
+        if child.sanitized and announced:
+            return _blamed(plan, announced, child.died)
+        if not announced or child.raised:
             raise BugError(
                 f"the fuzzing process failed: {child.died}", hint="this is a bug in flashtune, not in the kernel"
             )
         tally.cases += 1
         tally.verdicts["crashed" if "seconds" not in child.died else "timed out"] += 1
-        return announced, "crash", child.died
+        return announced[-1], "crash", child.died
 
 
 class _Child:
-    """A fuzzing process: started on entry, gone on exit. `died` says in words how it ended, if not by itself, and `raised`
-    that it was Python that ended it."""
+    """A fuzzing process: started on entry, gone on exit. `died` says in words how it ended, if not by itself, `raised` that it
+    was Python that ended it, and `sanitized` that a sanitizer complained."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.died = ""
         self.raised = False
+        self.sanitized = False
 
     def __enter__(self) -> "_Child":
+        command = [sys.executable, "-m", "harness.fuzz_child"]
+        environment = child_environment(interpret=self._plan.device == "cpu") | _HYPOTHESIS
+        if self._plan.sanitize:
+            self._log = sanitizer.new_log()
+            command = sanitizer.wrapped(command, self._plan.sanitize, self._log)
+            environment |= sanitizer.ENVIRONMENT
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.fuzz_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=child_environment(interpret=self._plan.device == "cpu") | _HYPOTHESIS,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._process.stdin.write(PLANS.dump_json(self._plan))
@@ -181,6 +197,8 @@ class _Child:
         for stream in (self._process.stdout, self._process.stderr):
             if stream:
                 stream.close()
+        if self._plan.sanitize:
+            self._log.unlink(missing_ok=True)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Events until the child ends; one that says nothing for too long is killed."""
@@ -198,7 +216,10 @@ class _Child:
             yield event
         code = self._process.wait()
         self.raised = code == 1
-        if code:
+        self.sanitized = bool(self._plan.sanitize) and code == sanitizer.FOUND
+        if self.sanitized:
+            self.died = f"compute-sanitizer, {self._plan.sanitize}: {sanitizer.first_complaint(self._log)}"
+        elif code:
             tail = b"".join(self._said)[-_LOG_TAIL:].decode(errors="replace").strip().splitlines()
             self.died = describe_exit(code) + (f": {tail[-1]}" if tail else "")
 

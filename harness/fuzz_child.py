@@ -35,6 +35,7 @@ class Plan:
 
     Stops after `seconds` or `cases`, whichever is first; `only` replays these cases. `profile` says how many judges are asked
     about a case, and what hypothesis does beside drawing. On the device "cuda" kernels are compiled, else interpreted.
+    `sanitize` names a tool of compute-sanitizer that watches the process, see `harness.sanitizer`.
     """
 
     seed: int
@@ -48,6 +49,7 @@ class Plan:
     configs: dict[Dtype, list[dict[str, int | str | bool]]] = pydantic.Field(default_factory=dict)
     foreign: Foreign | None = None
     only: tuple[Case, ...] = ()
+    sanitize: str = ""
 
 
 PLANS: pydantic.TypeAdapter[Plan] = pydantic.TypeAdapter(Plan)

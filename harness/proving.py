@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from harness import documents, report, report_proof, suite
+from harness import documents, report, report_proof, sanitizer, suite
 from harness.cases import CASES, read_counterexample
 from harness.commands import DEFAULT_TARGET, live_device, package_version, parse_seconds, print_document
 from harness.device import DeviceFacts, find_target
-from harness.errors import MachineError, UsageError, WorkspaceError
+from harness.errors import MachineError, UsageError, WorkspaceError, did_you_mean
 from harness.foreign import Foreign, check
 from harness.fuzz import Tally, fuzz, replay_case
 from harness.fuzz_child import Plan
@@ -47,6 +47,7 @@ def run_fuzz(options: argparse.Namespace) -> int:
         cases=options.cases or (profile.cases if options.profile else _UNLIMITED),
         profile=profile.name,
         device=_device(),
+        sanitize=_sanitizer(options.sanitize),
     )
     subject = options.impl or options.kernel
     err = report.open_console(sys.stderr)
@@ -91,6 +92,21 @@ def _foreign_plan(options: argparse.Namespace) -> Plan:
 
 def _device() -> Literal["cpu", "cuda"]:
     return "cuda" if live_device() is not None else "cpu"
+
+
+def _sanitizer(tool: str | None) -> str:
+    """The tool, if it exists and can run here."""
+    if tool is None:
+        return ""
+    if tool not in sanitizer.TOOLS:
+        raise UsageError(f"there is no sanitizer `{tool}`", hint=did_you_mean(tool, sanitizer.TOOLS))
+    if _device() == "cpu":
+        raise MachineError(
+            "`--sanitize` watches compiled kernels, and there is no GPU here",
+            hint="leave it out: in Triton's interpreter the judge `shadow` watches every access",
+        )
+    sanitizer.program()
+    return tool
 
 
 def _corpus_folder(options: argparse.Namespace, plan: Plan) -> Path:

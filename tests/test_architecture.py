@@ -23,7 +23,7 @@ LAYERS = (
         "sensor",
         "footprint",
     ),
-    ("operation", "outcome", "prune", "probe"),
+    ("operation", "outcome", "prune", "probe", "sanitizer"),
     ("subject",),
     ("adapters", "libraries", "witness", "foreign"),
     (
