@@ -72,7 +72,7 @@ def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     fuzz.add_argument("--signature", metavar="S", help="how --impl is called: sdpa, flash, flex, ours")
     fuzz.add_argument("--supports", metavar="W", action="append", help="what --impl can do, e.g. 'fwd causal fp16 gqa'")
     fuzz.add_argument("--profile", metavar="P", help="pr, nightly, gpu, mutation, repro: stock time, cases and judges")
-    fuzz.add_argument("--sanitize", metavar="T", help="on a GPU, under compute-sanitizer: memcheck, racecheck, initcheck, synccheck")
+    fuzz.add_argument("--sanitize", metavar="T", help="on a GPU: memcheck, racecheck, initcheck or synccheck")
     fuzz.add_argument("--time", metavar="T", help="how long, e.g. 90s, 10m (default: 60s, or as the profile says)")
     fuzz.add_argument("--cases", metavar="N", type=_positive, help="at most so many cases")
     fuzz.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")

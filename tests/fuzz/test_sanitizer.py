@@ -22,7 +22,7 @@ done
 "$@" | tee "$log.events" || exit 4
 grep -q '"event": "case".*causal' "$log.events" || { rm "$log.events"; exit 0; }
 rm "$log.events"
-printf '========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size 2 bytes\n=========     at flash_fwd_kernel+0x10\n' > "$log"
+printf '========= %s\n' COMPUTE-SANITIZER 'Invalid __global__ read of size 2 bytes' '    at flash_fwd_kernel+0x10' > "$log"
 exit "$code"
 """
 
