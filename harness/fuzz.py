@@ -67,7 +67,9 @@ def fuzz(plan: Plan, corpus: Path, *, versions: Mapping[str, str], seen: Callabl
             case, judge, detail = found
             if judge == "crash":
                 case = _shrunk_crash(plan, case)
-            elif judge != plan.sanitize and not any(answer["detail"] for answer in replay_case(replace(plan, only=(case,)))):
+            elif judge != plan.sanitize and not any(
+                answer["detail"] for answer in replay_case(replace(plan, only=(case,)))
+            ):
                 detail += "; not in a process of its own, so it depends on what was asked before"
             example = Counterexample(schema=SCHEMA, case=case, judge=judge, detail=detail, found_with=dict(versions))
             tally.counterexamples.append(write_counterexample(corpus, example))

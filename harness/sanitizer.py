@@ -29,7 +29,9 @@ def program() -> str:
     """The path of compute-sanitizer. Raises `MachineError` if it is not installed."""
     found = shutil.which(_PROGRAM)
     if found is None:
-        raise MachineError(f"`{_PROGRAM}` is not on the PATH", hint="it comes with the CUDA toolkit; leave out `--sanitize`")
+        raise MachineError(
+            f"`{_PROGRAM}` is not on the PATH", hint="it comes with the CUDA toolkit; leave out `--sanitize`"
+        )
     return found
 
 

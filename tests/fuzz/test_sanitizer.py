@@ -36,7 +36,14 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     configs = {"fp16": fuzz_configs(Workspace(REPOSITORY), "flash_fwd", "fwd", "fp16")[:2]}
     return Plan(
-        seed=3, seconds=60, cases=8, profile="pr", root=REPOSITORY, kernel="flash_fwd", configs=configs, sanitize="memcheck"
+        seed=3,
+        seconds=60,
+        cases=8,
+        profile="pr",
+        root=REPOSITORY,
+        kernel="flash_fwd",
+        configs=configs,
+        sanitize="memcheck",
     )
 
 
