@@ -138,7 +138,7 @@ def _placement(case: Case, name: str) -> Placement:
     lie = case.lies.get(name)
     if lie is None:
         return inputs.placement_for(case.asked.layout, axes)
-    # A log-sum-exp has no head dim.
+    # A log-sum-exp has no head dim, sinks have one axis.
     order = tuple("bhsd".index(letter) for letter in lie.layout if "bhsd".index(letter) < axes)
     return Placement(order=order, row_padding=lie.row_padding, shift=lie.shift, expanded=lie.expanded)
 
@@ -174,13 +174,19 @@ Shape = Callable[[Problem], Problem]
 
 
 def case_strategy(
-    kernel: str, pass_: Pass, configs: Mapping[Dtype, Sequence[Config]], *, shape: Shape = lambda problem: problem
+    kernel: str,
+    pass_: Pass,
+    configs: Mapping[Dtype, Sequence[Config]],
+    *,
+    variants: Sequence[str] = (),
+    shape: Shape = lambda problem: problem,
 ) -> st.SearchStrategy[Case]:
     """Cases for a kernel, with configs to choose from by dtype. Simple values come first, so shrinking ends at them.
 
-    `shape` turns a problem into one that may be asked; see `like`.
+    `shape` turns a problem into one that may be asked; see `like`. `variants` are fields of a problem that are drawn, beside
+    those of plain attention.
     """
-    return _cases(kernel, pass_, configs, None, shape)
+    return _cases(kernel, configs, None, problem_strategies(pass_, variants), shape)
 
 
 def foreign_strategy(
@@ -188,7 +194,48 @@ def foreign_strategy(
 ) -> st.SearchStrategy[Case]:
     """Cases for an implementation that is not a kernel file."""
     configs = {dtype: [Config({})] for dtype in dtypes}
-    return st.one_of(*(_cases(foreign.target, pass_, configs, foreign, shape) for pass_ in passes))
+    return st.one_of(
+        *(_cases(foreign.target, configs, foreign, problem_strategies(pass_, ()), shape) for pass_ in passes)
+    )
+
+
+Problems = Callable[[Dtype, Sequence[int]], st.SearchStrategy[Problem]]
+
+
+def problem_strategies(pass_: Pass, variants: Sequence[str]) -> Problems:
+    """By dtype and tile sides, problems of a pass; a third of them plain, and others with up to three of `variants`."""
+
+    def problems(dtype: Dtype, sides: Sequence[int]) -> st.SearchStrategy[Problem]:
+        plain = problem_strategy(pass_, dtype, sides)
+        return plain | _varied(plain, variants, sides) | _varied(plain, variants, sides) if variants else plain
+
+    return problems
+
+
+@st.composite
+def _varied(
+    draw: st.DrawFn, plain: st.SearchStrategy[Problem], variants: Sequence[str], sides: Sequence[int]
+) -> Problem:
+    problem = draw(plain)
+    chosen = draw(st.lists(st.sampled_from(variants), min_size=1, max_size=_MOST_VARIANTS, unique=True))
+    return problem.replace(**{name: draw(_VARIANTS[name](sides)) for name in chosen})
+
+
+_MOST_VARIANTS = 3
+_SOME = ("bhqk", "bk", "hqk", "qk", "hk", "bq", "h", "")
+# What a field of a problem may be beyond plain attention, by tile sides: a new one is one more entry.
+_VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
+    "softcap": lambda sides: st.sampled_from((1.0, 20.0, 0.1)),
+    "alibi": lambda sides: st.just(value=True),
+    "bias": lambda sides: st.sampled_from(_SOME),
+    "sinks": lambda sides: st.just(value=True),
+    "dropout": lambda sides: st.sampled_from((0.5, 0.1, 0.9)),
+    "prefix": lambda sides: st.just(value=True),
+    "chunk": lambda sides: _lengths(sides).map(lambda length: max(length, 1)),
+    "documents": lambda sides: st.just(value=True),
+    "mask": lambda sides: st.sampled_from(_SOME),
+    "lse_grad": lambda sides: st.just(value=True),
+}
 
 
 # Steps of a kernel (a tile of queries against one of keys) that a case with several heads takes, at most: tenths of a second
@@ -209,19 +256,20 @@ _HEADS = (
 def _cases(
     draw: st.DrawFn,
     kernel: str,
-    pass_: Pass,
     configs: Mapping[Dtype, Sequence[Config]],
     foreign: Foreign | None,
+    problems: Problems,
     shape: Shape,
 ) -> Case:
     dtype = draw(st.sampled_from([name for name in _DTYPES if name in configs]))
     config = draw(st.sampled_from(configs[dtype]))
-    problem = shape(draw(problem_strategy(pass_, dtype, _sides(config))))
+    problem = shape(draw(problems(dtype, _sides(config))))
     operation = operation_for(problem)
     # Descriptors need aligned rows of stride 1, so a config that asks for them gets tensors as the layout says.
     free = () if "tma" in config.values() else operation.tensors
     drawn = tuple(name for name in operation.inputs if name not in ("out", "lse"))
-    lies = {name: lie for name in free if (lie := draw(_lies(name, shared=name in drawn))) is not None}
+    ranks = {name: len(shape) for name, (shape, _) in shapes(problem).items()}
+    lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in drawn))) is not None}
     patch = st.builds(
         Patch, tensor=st.sampled_from(drawn), position=st.integers(0, 4096), value=st.sampled_from(_PATCH_VALUES)
     )
@@ -271,12 +319,16 @@ def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence
 
 def like(wanted: Problem) -> Shape:
     """Shapes problems like `wanted` in everything but lengths and numbers of heads; a window keeps its length if it has that
-    side."""
+    side, and what is drawn beyond that becomes what is wanted."""
 
     def side(drawn: int | None, asked: int | None) -> int | None:
         return None if asked is None else (asked if drawn is None else drawn)
 
     def shape(problem: Problem) -> Problem:
+        added = {name: getattr(wanted, name) for name in _VARIANTS}
+        if wanted.chunk:
+            # Lengths are drawn, so this takes several values.
+            added["chunk"] = max(1, min(wanted.chunk, problem.kv_len // 2 + 5))
         return problem.replace(
             head_dim=wanted.head_dim,
             v_head_dim=wanted.v_head_dim,
@@ -286,6 +338,7 @@ def like(wanted: Problem) -> Shape:
             top_left=wanted.top_left,
             scale=wanted.scale,
             layout=wanted.layout,
+            **added,
         )
 
     return shape
@@ -298,11 +351,11 @@ def _lengths(sides: Sequence[int]) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def _lies(draw: st.DrawFn, name: str, *, shared: bool) -> Lie | None:
+def _lies(draw: st.DrawFn, name: str, rank: int, *, shared: bool) -> Lie | None:
     """`shared`: elements may share memory, as they must not where they are written, or follow from other tensors."""
     if draw(st.sampled_from((True, True, True, False))):
         return None
-    axes = (0, 1, 2) if name == "dout" else (0, 1)
+    axes = (0, 1, 2) if name == "dout" else (0, 1)[:rank]
     return Lie(
         layout=draw(st.sampled_from(("bhsd", "bshd", "sbhd", "bhds"))),
         row_padding=draw(st.sampled_from((0, 8, 3))),

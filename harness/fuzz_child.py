@@ -31,7 +31,8 @@ from harness.workspace import Workspace
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to fuzz: a kernel file of the workspace `root` under `configs` by dtype, or a `foreign` implementation.
+    """What to fuzz: a kernel file of the workspace `root` under `configs` by dtype, with problems of which `variants` are drawn
+    beside plain attention, or a `foreign` implementation.
 
     Stops after `seconds` or `cases`, whichever is first; `only` replays these cases. `profile` says how many judges are asked
     about a case, and what hypothesis does beside drawing. On the device "cuda" kernels are compiled, else interpreted.
@@ -46,6 +47,7 @@ class Plan:
     root: Path | None = None
     kernel: str = ""
     pass_: Pass = "fwd"
+    variants: tuple[str, ...] = ()
     configs: dict[Dtype, list[dict[str, int | str | bool]]] = pydantic.Field(default_factory=dict)
     foreign: Foreign | None = None
     only: tuple[Case, ...] = ()
@@ -103,12 +105,13 @@ class Fuzzer:
                 self._foreign.nearest,
             )
         if self._plan.device == "cpu":
-            return case_strategy(self._plan.kernel, self._plan.pass_, self._configs)
+            return case_strategy(self._plan.kernel, self._plan.pass_, self._configs, variants=self._plan.variants)
         # Compiling takes longer than running, so the cases of a round share what is compiled in: config, head dims, mask.
         rng = np.random.default_rng(seed)
         dtype = sorted(self._configs)[int(rng.integers(len(self._configs)))]
         config = self._configs[dtype][int(rng.integers(len(self._configs[dtype])))]
-        family = suite.fixed_cases(case_strategy(self._plan.kernel, self._plan.pass_, {dtype: [config]}), 8, seed)[-1]
+        drawn = case_strategy(self._plan.kernel, self._plan.pass_, {dtype: [config]}, variants=self._plan.variants)
+        family = suite.fixed_cases(drawn, 8, seed)[-1]
         return case_strategy(self._plan.kernel, self._plan.pass_, {dtype: [config]}, shape=like(family.asked))
 
     def _round(self, strategy: "hypothesis.strategies.SearchStrategy[Case]", seed: int) -> bool:

@@ -41,6 +41,16 @@ _ODD: Mapping[str, tuple[tuple[int, ...], int]] = {
     "dq": ((2, 0, 3, 1), 9),
     "dk": ((0, 2, 3, 1), 9),
     "dv": ((1, 2, 3, 0), 13),
+    "dlse": ((1, 2, 0), 3),
+    "slopes": ((1, 0), 2),
+    "bias": ((1, 3, 0, 2), 5),
+    "dbias": ((0, 3, 2, 1), 7),
+    "mask": ((2, 0, 3, 1), 3),
+    "sinks": ((0,), 0),
+    "dsinks": ((0,), 0),
+    "prefix": ((0,), 0),
+    "q_documents": ((1, 0), 3),
+    "kv_documents": ((1, 0), 1),
 }
 # Triton compiles other code for strides that 16 does not divide, and descriptors need rows of whole 16 bytes.
 _ALIGNED = 16
@@ -136,6 +146,7 @@ def _ragged(problem: Problem, blocks: Blocks) -> Problem:
         kv_len=length,
         window_left=_least(problem.window_left, span // 2 + 3),
         window_right=_least(problem.window_right, span // 4 + 1),
+        chunk=_least(problem.chunk, span // 2 + 7),
     )
 
 
@@ -157,7 +168,7 @@ def _short(problem: Problem, blocks: Blocks) -> Problem:
         q_len = right + 2
     return problem.replace(
         batch=2, kv_heads=heads, q_heads=heads * _group(problem, 2), q_len=q_len, kv_len=kv_len, window_left=left,
-        window_right=None if problem.causal else right,
+        window_right=None if problem.causal else right, chunk=_least(problem.chunk, blocks.span // 4 + 3),
     )  # fmt: skip
 
 
@@ -215,6 +226,7 @@ def _similar(problem: Problem, blocks: Blocks) -> Problem:
     return problem.replace(
         batch=1, kv_heads=1, q_heads=_group(problem, 2), q_len=q_len, kv_len=kv_len, window_left=left,
         window_right=None if problem.causal else right,
+        chunk=None if problem.chunk is None else _shortened(problem.chunk, span, span),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ begin as NaNs with another payload. Refuses to know kernels and references, and 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,19 +14,26 @@ import torch
 from torch import Tensor
 
 from harness.errors import UsageError, did_you_mean
+from harness.operation import ADDED_INPUTS, operation_for, shapes
 from harness.problem import Layout, Problem
 
-DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES: Mapping[str, torch.dtype] = {
+    "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "int32": torch.int32, "bool": torch.bool,
+}  # fmt: skip
 
 _BITS: Mapping[torch.dtype, torch.dtype] = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
     torch.float32: torch.int32,
     torch.float64: torch.int64,
+    torch.int32: torch.int32,
+    torch.bool: torch.uint8,
 }
-# Quiet NaNs with payloads: around a tensor, and inside an output that was not written yet.
+# Quiet NaNs with payloads: around a tensor, and inside an output that was not written yet. Around integers and truth values,
+# which have no NaN: a large number, and true.
 _GUARD: Mapping[torch.dtype, int] = {
     torch.float16: 0x7E5A, torch.bfloat16: 0x7FDA, torch.float32: 0x7FC05A5A, torch.float64: 0x7FF85A5A5A5A5A5A,
+    torch.int32: 0x5A5A5A5A, torch.bool: 1,
 }  # fmt: skip
 _UNWRITTEN: Mapping[torch.dtype, int] = {
     torch.float16: 0x7E33, torch.bfloat16: 0x7FE3, torch.float32: 0x7FC03333, torch.float64: 0x7FF8333333333333,
@@ -251,7 +258,41 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 # The position of a name seeds its stream: append only.
-_STREAMS = ("q", "k", "v", "dout")
+_STREAMS = ("q", "k", "v", "dout", "slopes", "bias", "sinks", "prefix", "q_documents", "kv_documents", "mask", "dlse")
+
+# Lengths of documents, and shares of a mask that are visible: from next to nothing to all.
+_DOCUMENTS = (3, 17, 70)
+_VISIBLE = (0.05, 0.5, 0.9, 1.0)
+
+
+def _drawn_masks(problem: Problem, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    """Integers and truth values, whatever the recipe.
+
+    Documents are runs of equal numbers, which may come back, as they must for queries and keys to be of one; sometimes each
+    position has its own. Masks leave a drawn share visible, and whole rows invisible now and then.
+    """
+    if name == "prefix":
+        return generator.integers(0, problem.kv_len + 2, shape)
+    if name == "mask":
+        seen = generator.random(shape) < generator.choice(_VISIBLE)
+        rows = generator.random((*shape[:-1], 1)) < 0.9
+        return np.asarray(seen & rows)
+    length = int(generator.choice(_DOCUMENTS))
+    starts = generator.random(shape) < 1.0 / length
+    return np.asarray(np.cumsum(starts, axis=-1) % 3 + 1)
+
+
+def _drawn_terms(
+    problem: Problem, name: str, shape: tuple[int, ...], recipe: Recipe, generator: np.random.Generator
+) -> np.ndarray:
+    """Slopes, biases and sinks; in a recipe whose scores are all equal, none that changes them."""
+    if recipe.name == "counting":
+        return np.full(shape, -np.inf if name == "sinks" else 0.0)
+    values = generator.standard_normal(shape)
+    if recipe.name == "integers":
+        values = np.round(values)
+    # As published: 2^-8 to 1/2 (Press, Smith and Lewis 2021, section 3).
+    return np.exp2(-8 * generator.random(shape)) if name == "slopes" and recipe.name != "integers" else values
 
 
 def recipe_for(name: str) -> Recipe:
@@ -262,18 +303,34 @@ def recipe_for(name: str) -> Recipe:
 
 
 def draw(problem: Problem, *, seed: int, recipe: str = "normal") -> dict[str, Tensor]:
-    """q, k, v (and dout in a backward problem), contiguous on the CPU, in the dtype of the problem.
+    """q, k, v, what the problem adds to them, and dout (and dlse) in a backward problem, contiguous on the CPU, in the dtypes of
+    the operation.
 
     Each tensor has a stream of its own, made of the seed and its name. The layout has no influence on the values.
     """
-    queries, keys = (problem.batch, problem.q_heads, problem.q_len), (problem.batch, problem.kv_heads, problem.kv_len)
-    shapes = {"q": (*queries, problem.head_dim), "k": (*keys, problem.head_dim), "v": (*keys, problem.v_head_dim)}
-    if problem.pass_ == "bwd":
-        shapes["dout"] = (*queries, problem.v_head_dim)
-    chosen = recipe_for(recipe)
+    names = [name for name in operation_for(problem).inputs if name not in ("out", "lse")]
+    return _draw(problem, names, seed, recipe_for(recipe))
+
+
+def draw_added(problem: Problem, *, seed: int) -> dict[str, Tensor]:
+    """Only what the problem adds to q, k, v and dout."""
+    names = [name for name in operation_for(problem).inputs if name in ADDED_INPUTS]
+    return _draw(problem, names, seed, recipe_for("normal"))
+
+
+def _draw(problem: Problem, names: Sequence[str], seed: int, chosen: Recipe) -> dict[str, Tensor]:
+    every = shapes(problem)
     drawn = {}
-    for name, shape in shapes.items():
+    for name in names:
+        shape, dtype = every[name]
         stream = np.random.SeedSequence(seed, spawn_key=(_STREAMS.index(name),))
-        values = chosen.draw(problem, name, shape, np.random.Generator(np.random.PCG64(stream)))
-        drawn[name] = torch.from_numpy(np.array(values, dtype=np.float32)).to(DTYPES[problem.dtype])
+        generator = np.random.Generator(np.random.PCG64(stream))
+        if dtype in ("int32", "bool"):
+            drawn[name] = torch.from_numpy(np.array(_drawn_masks(problem, name, shape, generator))).to(DTYPES[dtype])
+            continue
+        if name in ("slopes", "bias", "sinks"):
+            values = _drawn_terms(problem, name, shape, chosen, generator)
+        else:
+            values = chosen.draw(problem, name, shape, generator)
+        drawn[name] = torch.from_numpy(np.array(values, dtype=np.float32)).to(DTYPES[dtype])
     return drawn

@@ -31,7 +31,7 @@ Values = Mapping[str, Tensor]
 MEMORY = "memory"
 
 BOTH: tuple[Pass, ...] = ("fwd", "bwd")
-ALL = ("out", "lse", "dq", "dk", "dv")
+ALL = ("out", "lse", "dq", "dk", "dv", "dbias", "dsinks")
 
 STEADY = " Bitwise if equal numbers give equal bits wherever they lie; within two bounds otherwise."
 
@@ -42,7 +42,8 @@ class Property:
 
     `kind` says how it is judged at its strictest: "exact" is bit for bit (but for the sign of zero) under the conditions in
     `why`, and within derived bounds outside them; "tolerance" is within derived bounds; "inequality" is one-sided.
-    `why` is the reason that it holds. `excludes` gives the reason why a problem cannot show it, or None.
+    `why` is the reason that it holds. `free` says that it holds whatever a problem adds to attention inside a band.
+    `excludes` gives the reason why a problem cannot show it, or None.
     """
 
     name: str
@@ -51,11 +52,14 @@ class Property:
     why: str
     excludes: Callable[[Problem, RoundingContract], str | None]
     relation: Callable[["Trial"], None]
+    free: bool = False
 
     def applies(self, problem: Problem, contract: RoundingContract) -> str | None:
         """None if the property can be tested on `problem`, else the reason why not."""
         if problem.pass_ not in self.passes:
             return f"is about the {' and '.join(self.passes)} pass"
+        if problem.variants and not self.free:
+            return "is about attention inside a band"
         return self.excludes(problem, contract)
 
     def judge(self, subject: Subject, problem: Problem, rng: np.random.Generator) -> tuple[OutputCheck, ...]:

@@ -169,8 +169,8 @@ def _layouts(trial: Trial, *, aligned: bool) -> None:
 
 def _placed(trial: Trial, name: str, value: Tensor, *, aligned: bool) -> Tensor:
     """The same numbers elsewhere, between guards of NaN; what is the same in all rows may have stride 0."""
-    if value.ndim == 3:
-        order: tuple[int, ...] = tuple(int(axis) for axis in trial.rng.permutation(3))
+    if value.ndim != 4:
+        order: tuple[int, ...] = tuple(int(axis) for axis in trial.rng.permutation(value.ndim))
     else:
         # Only rows whose elements follow each other are aligned.
         order = _LAYOUTS[int(trial.rng.integers(3 if aligned else len(_LAYOUTS)))]
@@ -275,16 +275,16 @@ PAIRS: tuple[Property, ...] = (
         " otherwise.",
     ),
     Property(
-        name="layout", kind="exact", passes=BOTH, excludes=filled, relation=_aligned_layouts,
+        name="layout", kind="exact", passes=BOTH, excludes=filled, relation=_aligned_layouts, free=True,
         why="where numbers lie in memory is no part of the mathematics: strides, padding and offsets, in whole 16 bytes."
         + STEADY,
     ),
     Property(
-        name="strides", kind="exact", passes=BOTH, excludes=filled, relation=_any_layouts,
+        name="strides", kind="exact", passes=BOTH, excludes=filled, relation=_any_layouts, free=True,
         why="as for layout, with odd paddings and offsets, transposed matrices, and rows of dout that share memory." + STEADY,
     ),
     Property(
-        name="repetition", kind="exact", passes=BOTH, excludes=filled, relation=_repeat,
+        name="repetition", kind="exact", passes=BOTH, excludes=filled, relation=_repeat, free=True,
         why="a function of its inputs gives equal bits for equal inputs, whatever was at these addresses before; where sums"
         " have no fixed order, probes on which every order is exact are asked.",
     ),

@@ -158,8 +158,11 @@ class Noise:
         size = right.abs()
         return Noise(steady=self.steady @ size, worst=self.worst @ size, squares=self.squares @ size.square())
 
-    def averaged(self, weights: Tensor, right: Tensor, mean: Tensor, spread: Tensor) -> "Noise":
-        """Of the mean of `right` (n, k, d) under `weights` (n, r, k), whose logarithms have this noise.
+    def averaged(
+        self, weights: Tensor, right: Tensor, mean: Tensor, spread: Tensor, kept: Tensor | None = None
+    ) -> "Noise":
+        """Of the mean of `right` (n, k, d) under `weights` (n, r, k), whose logarithms have this noise; `kept` (n, r, k)
+        multiplies `right` in each row.
 
         `mean` and `spread` (n, r, d) are that mean, and the standard deviation of `right` under the weights. The first-order
         error is sum_k w_k x_k (right_kd - mean_d), since the weights are normalised: what is common to a row cancels. Its
@@ -167,13 +170,14 @@ class Noise:
         sum_k w_k |x_k| (|right_kd| + |mean_d|), and, by Cauchy and Schwarz, sqrt(sum_k w_k x_k^2) times the spread.
         """
         size, squares = right.abs(), self.squares * weights.square()
+        factor = torch.ones_like(weights) if kept is None else kept
 
         def absolute(bounds: Tensor) -> Tensor:
             weighted = weights * bounds
-            apart = weighted @ size + mean.abs() * weighted.sum(-1, keepdim=True)
+            apart = (weighted * factor) @ size + mean.abs() * weighted.sum(-1, keepdim=True)
             return torch.minimum(apart, (weighted * bounds).sum(-1, keepdim=True).sqrt() * spread)
 
-        expanded = squares @ right.square() - 2 * mean * (squares @ right)
+        expanded = (squares * factor.square()) @ right.square() - 2 * mean * ((squares * factor) @ right)
         expanded += mean.square() * squares.sum(-1, keepdim=True)
         return Noise(steady=absolute(self.steady), worst=absolute(self.worst), squares=expanded.clamp(min=0.0))
 
@@ -208,8 +212,10 @@ def steady(bound: Tensor) -> Noise:
     return Noise(steady=bound, worst=torch.zeros_like(bound), squares=torch.zeros_like(bound))
 
 
-def spread(weights: Tensor, right: Tensor, mean: Tensor) -> Tensor:
-    """Standard deviation (n, r, d) of `right` (n, k, d) under `weights` (n, r, k), whose mean is `mean`."""
+def spread(weights: Tensor, right: Tensor, mean: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Standard deviation (n, r, d) of `right` (n, k, d) under `weights` (n, r, k), whose mean is `mean`; `kept` (n, r, k)
+    multiplies `right` in each row."""
+    weights = weights if kept is None else weights * kept.square()
     return (weights @ right.square() - mean.square()).clamp(min=0.0).sqrt()
 
 
@@ -254,6 +260,8 @@ class Terms:
             noise += single(contract.accumulate * absolute)
         return noise
 
-    def stored(self, value: Tensor, error: Tensor) -> Tensor:
-        """The bound of a result with computing error `error`, after its rounding to storage."""
-        return SLACK * (error + self.contract.storage * (value.abs() + error) + self.contract.tiny)
+    def stored(self, value: Tensor, error: Tensor, *, single: bool = False) -> Tensor:
+        """The bound of a result with computing error `error`, after its rounding to storage; `single` says that it is stored
+        in the type of sums."""
+        unit = self.contract.accumulate if single else self.contract.storage
+        return SLACK * (error + unit * (value.abs() + error) + self.contract.tiny)

@@ -4,11 +4,11 @@ Refuses to run anything and to import a kernel.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.problem import Pass, Problem
+from harness.problem import PAIR_AXES, Pass, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,30 +27,87 @@ class Operation:
 FORWARD = Operation("fwd", ("q", "k", "v"), ("out", "lse"))
 BACKWARD = Operation("bwd", ("q", "k", "v", "out", "lse", "dout"), ("dq", "dk", "dv"))
 
-# What `launches` is told of the problem beside its tensors; its other keyword-only parameters are tunables.
-PROBLEM_KEYWORDS = ("scale", "window_left", "window_right", "top_left")
+# What a field of the problem adds to the inputs of both passes, and the gradients it adds to the outputs of the backward pass.
+_ADDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "alibi": (("slopes",), ()),
+    "bias": (("bias",), ("dbias",)),
+    "sinks": (("sinks",), ("dsinks",)),
+    "prefix": (("prefix",), ()),
+    "documents": (("q_documents", "kv_documents"), ()),
+    "mask": (("mask",), ()),
+}
+# Inputs of both passes beside q, k and v.
+ADDED_INPUTS = tuple(name for inputs, _ in _ADDED.values() for name in inputs)
+
+# What `launches` is told of the problem beside its tensors; its other keyword-only parameters are tunables. All problems
+# have the first ones.
+_ALWAYS = ("scale", "window_left", "window_right", "top_left")
+PROBLEM_KEYWORDS = (*_ALWAYS, "softcap", "chunk", "dropout", "dropout_seed")
+
+# Any number whose halves both matter.
+DROPOUT_SEED = 0x2545F4914F6CDD1D
 
 
 def operation_for(problem: Problem) -> Operation:
-    """FORWARD or BACKWARD."""
-    return FORWARD if problem.pass_ == "fwd" else BACKWARD
+    """The pass of the problem, with the tensors that it adds to plain attention."""
+    plain = FORWARD if problem.pass_ == "fwd" else BACKWARD
+    added = [_ADDED[name] for name in problem.variants if name in _ADDED]
+    if not added and not problem.lse_grad:
+        return plain
+    inputs = tuple(name for names, _ in added for name in names) + (("dlse",) if problem.lse_grad else ())
+    outputs = tuple(name for _, names in added for name in names) if problem.pass_ == "bwd" else ()
+    return Operation(plain.pass_, plain.inputs + inputs, plain.outputs + outputs)
 
 
 def shapes(problem: Problem) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{name: (shape, dtype name)} of all tensors of the problem's operation; lse is fp32, the rest as the problem says."""
+    """{name: (shape, dtype name)} of all tensors of the problem's operation, in its order.
+
+    lse and what belongs to it, slopes and sinks are fp32, masks "bool", prefixes and documents "int32", the rest as the problem
+    says.
+    """
     queries, keys = (problem.batch, problem.q_heads, problem.q_len), (problem.batch, problem.kv_heads, problem.kv_len)
     like_q, like_k = (*queries, problem.head_dim), (*keys, problem.head_dim)
     like_v, like_out = (*keys, problem.v_head_dim), (*queries, problem.v_head_dim)
     every = {
-        "q": like_q, "k": like_k, "v": like_v, "out": like_out, "lse": queries, "dout": like_out,
+        "q": like_q, "k": like_k, "v": like_v, "out": like_out, "lse": queries, "dout": like_out, "dlse": queries,
         "dq": like_q, "dk": like_k, "dv": like_v,
+        "slopes": (problem.batch, problem.q_heads), "bias": pair_shape(problem, problem.bias),
+        "dbias": pair_shape(problem, problem.bias), "sinks": (problem.q_heads,), "dsinks": (problem.q_heads,),
+        "prefix": (problem.batch,), "q_documents": (problem.batch, problem.q_len),
+        "kv_documents": (problem.batch, problem.kv_len), "mask": pair_shape(problem, problem.mask),
     }  # fmt: skip
-    return {name: (every[name], "fp32" if name == "lse" else problem.dtype) for name in operation_for(problem).tensors}
+    return {name: (every[name], _STORED.get(name, problem.dtype)) for name in operation_for(problem).tensors}
+
+
+_STORED: Mapping[str, str] = {
+    **dict.fromkeys(("lse", "dlse", "slopes", "sinks", "dsinks"), "fp32"),
+    **dict.fromkeys(("prefix", "q_documents", "kv_documents"), "int32"),
+    "mask": "bool",
+}
+
+
+def pair_shape(problem: Problem, letters: str | None) -> tuple[int, ...]:
+    """The shape of a tensor of pairs that has the axes in `letters`: one element along the others."""
+    sizes = (problem.batch, problem.q_heads, problem.q_len, problem.kv_len)
+    return tuple(size if axis in (letters or "") else 1 for axis, size in zip(PAIR_AXES, sizes, strict=True))
+
+
+def lacks(launches: Callable[..., Any], problem: Problem) -> str | None:
+    """What of `problem` a kernel's `launches` has no parameter for, in words; None if it has all."""
+    parameters = inspect.signature(launches).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    wanted = (*operation_for(problem).tensors, *problem_keywords(problem))
+    missing = [name for name in wanted if name not in parameters]
+    return f"has no {' and no '.join(missing)}" if missing else None
 
 
 def problem_keywords(problem: Problem) -> Mapping[str, Any]:
-    """The values of `PROBLEM_KEYWORDS` for this problem; causal is a right window of 0."""
-    return {
+    """Those of `PROBLEM_KEYWORDS` that this problem has, with their values; causal is a right window of 0."""
+    added: dict[str, Any] = {name: getattr(problem, name) for name in ("softcap", "chunk") if name in problem.variants}
+    if problem.dropout:
+        added |= {"dropout": problem.dropout, "dropout_seed": DROPOUT_SEED}
+    return added | {
         "scale": problem.softmax_scale,
         "window_left": problem.window_left,
         "window_right": problem.right,
@@ -58,8 +115,22 @@ def problem_keywords(problem: Problem) -> Mapping[str, Any]:
     }
 
 
+# What a kernel's `launches` must take for a field beyond plain attention, where that is not its tensors.
+_KEYWORDS: Mapping[str, tuple[str, ...]] = {
+    "softcap": ("softcap",), "chunk": ("chunk",), "dropout": ("dropout", "dropout_seed"),
+}  # fmt: skip
+
+
+def supported(parameters: Collection[str], pass_: Pass) -> tuple[str, ...]:
+    """Which fields of a problem beyond plain attention a kernel takes, whose `launches` has these parameters."""
+    needed: dict[str, tuple[str, ...]] = dict(_KEYWORDS)
+    needed |= {name: names + gradients * (pass_ == "bwd") for name, (names, gradients) in _ADDED.items()}
+    needed |= {"lse_grad": ("dlse",)} if pass_ == "bwd" else {}
+    return tuple(name for name, wanted in needed.items() if set(wanted) <= set(parameters))
+
+
 def tunables(launches: Callable[..., Any]) -> tuple[str, ...]:
     """The names of the tunables of a kernel's `launches`, in its order."""
     parameters = inspect.signature(launches).parameters.values()
     keywords = (parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
-    return tuple(name for name in keywords if name not in PROBLEM_KEYWORDS)
+    return tuple(name for name in keywords if name not in (*PROBLEM_KEYWORDS, "functions"))

@@ -17,6 +17,9 @@ Dtype = Literal["fp16", "bf16", "fp32"]
 Pass = Literal["fwd", "bwd"]
 Layout = Literal["bhsd", "bshd", "sbhd"]
 
+# The axes of a tensor of pairs, (batch, heads, queries, keys); a letter that is missing is an axis with one element for all.
+PAIR_AXES = "bhqk"
+
 DTYPE_BYTES: Mapping[str, int] = {"fp16": 2, "bf16": 2, "fp32": 4}
 LAYOUTS: tuple[Layout, ...] = ("bhsd", "bshd", "sbhd")
 PASSES: tuple[Pass, ...] = ("fwd", "bwd")
@@ -37,7 +40,18 @@ class Problem:
     `window_right` otherwise, a bound of None is no bound, and `offset` is kv_len - q_len (bottom-right alignment, the
     convention of FlashAttention >= 2.1) or 0 if `top_left` (the convention of PyTorch's `is_causal`).
 
-    `scale` None means 1/sqrt(head_dim). `layout` is the order of the axes in memory. Raises `ProblemError` when impossible.
+    `scale` None means 1/sqrt(head_dim). `layout` is the order of the axes in memory.
+
+    Scores: `softcap` c replaces a scaled score s by c tanh(s / c); `alibi` then subtracts slope |j - i - offset| with a slope
+    for each batch and query head; `bias` adds a tensor that has the axes in its letters, of `PAIR_AXES` ("" is one number for
+    all). `sinks`: a logit per query head that takes part in the softmax without a value. `dropout` is the probability with
+    which a weight becomes 0, after the softmax; the others are divided by 1 - dropout.
+
+    Masks, beside the band: `prefix` makes the first keys visible to all queries, how many is said for each batch; `chunk`
+    hides what is in another chunk of so many positions (i + offset, and j); `documents` gives every query and key a number,
+    and hides what has another one; `mask` is a boolean tensor with the axes in its letters ("bk" is key padding).
+
+    `lse_grad`: a backward problem is also given the gradient of the log-sum-exp. Raises `ProblemError` when impossible.
     """
 
     batch: int
@@ -55,10 +69,21 @@ class Problem:
     scale: float | None = None
     layout: Layout = "bhsd"
     pass_: Pass = "fwd"
+    softcap: float | None = None
+    alibi: bool = False
+    bias: str | None = None
+    sinks: bool = False
+    dropout: float = 0.0
+    prefix: bool = False
+    chunk: int | None = None
+    documents: bool = False
+    mask: str | None = None
+    lse_grad: bool = False
 
     def __post_init__(self) -> None:
         _check_counts(self)
         _check_choices(self)
+        _check_variants(self)
         if self.causal and self.window_right not in (None, 0):
             raise ProblemError(
                 f"a causal problem cannot have a right window of {self.window_right}",
@@ -70,7 +95,8 @@ class Problem:
         if self.window_right == 0:
             object.__setattr__(self, "causal", True)
             object.__setattr__(self, "window_right", None)
-        if self.top_left and (self.q_len == self.kv_len or not self.banded):
+        positioned = self.banded or self.alibi or self.chunk is not None
+        if self.top_left and (self.q_len == self.kv_len or not positioned):
             object.__setattr__(self, "top_left", False)
 
     @property
@@ -85,8 +111,18 @@ class Problem:
 
     @property
     def banded(self) -> bool:
-        """Whether any mask applies."""
+        """Whether a bound of the band is set."""
         return self.causal or self.window_left is not None or self.window_right is not None
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The names of the fields that make it more than attention inside a band."""
+        return tuple(name for name, plain in _PLAIN.items() if getattr(self, name) != plain)
+
+    @property
+    def freely_masked(self) -> bool:
+        """Whether more than the band decides which pairs are visible."""
+        return self.prefix or self.documents or self.chunk is not None or self.mask is not None
 
     @property
     def offset(self) -> int:
@@ -100,7 +136,7 @@ class Problem:
 
     @property
     def visible_pairs(self) -> int:
-        """Number of (query, key) pairs of one head that the mask leaves visible."""
+        """Number of (query, key) pairs of one head inside the band. What masks beyond it hide is not counted off."""
         upper = self.q_len * self.kv_len
         if self.right is not None:
             upper = _clamped_sum(self.offset + self.right + 1, self.q_len, self.kv_len)
@@ -154,6 +190,7 @@ class Problem:
             words.append("top-left")
         if self.scale is not None:
             words.append(f"scale={self.scale!r}")
+        words += [_variant_word(self, name) for name in self.variants]
         if self.layout != "bhsd":
             words.append(self.layout)
         return " ".join([*words, self.pass_])
@@ -209,16 +246,20 @@ def _read_word(word: str, text: str) -> dict[str, Any]:
         return {"layout": word}
     if word in PASSES:
         return {"pass_": word}
-    if word in ("causal", "top-left"):
+    if word.replace("-", "_") in ("causal", "top_left", *_FLAGS):
         return {word.replace("-", "_"): True}
     if word.startswith("window="):
         return _read_window(word, text)
-    if word.startswith("scale="):
+    name, _, value = word.partition("=")
+    if value and name in _NUMBERS:
         try:
-            return {"scale": float(word.removeprefix("scale="))}
+            return {name: _NUMBERS[name](value)}
         except ValueError:
-            raise ProblemError(f"problem `{text}` has a scale that is no number: `{word}`") from None
-    known = [*DTYPE_BYTES, *LAYOUTS, *PASSES, "causal", "top-left", "window=L:R", "scale=X"]
+            raise ProblemError(f"problem `{text}` has a {name} that is no number: `{word}`") from None
+    if value and name in ("bias", "mask"):
+        return {name: "" if value == "1" else value}
+    known = [*DTYPE_BYTES, *LAYOUTS, *PASSES, "causal", "top-left", "window=L:R"]
+    known += [*(f"{name}=X" for name in _NUMBERS), *(flag.replace("_", "-") for flag in _FLAGS), "bias=bhqk", "mask=bk"]
     raise ProblemError(
         f"problem `{text}` has a word that means nothing: `{word}`",
         hint=did_you_mean(word, known) + "; write for example `b4 h32/8 s4096 d128 bf16 causal bwd`",
@@ -234,6 +275,41 @@ def _read_window(word: str, text: str) -> dict[str, Any]:
         )
     sides = [None if side in (None, "inf") else int(side) for side in match.groups()]
     return {"window_left": sides[0], "window_right": sides[1]}
+
+
+# Fields beyond the band, by what they are where they are not used; those that are switched on by their name alone; those
+# that take a number.
+_PLAIN: Mapping[str, Any] = {
+    "softcap": None, "alibi": False, "bias": None, "sinks": False, "dropout": 0.0, "prefix": False, "chunk": None,
+    "documents": False, "mask": None, "lse_grad": False,
+}  # fmt: skip
+_FLAGS = ("alibi", "sinks", "prefix", "documents", "lse_grad")
+_NUMBERS: Mapping[str, type[int] | type[float]] = {"scale": float, "softcap": float, "dropout": float, "chunk": int}
+
+
+def _variant_word(problem: Problem, name: str) -> str:
+    value = getattr(problem, name)
+    if value is True:
+        return name.replace("_", "-")
+    return f"{name}={value or 1}" if name in ("bias", "mask") else f"{name}={value!r}"
+
+
+def _check_variants(problem: Problem) -> None:
+    if problem.softcap is not None and not (math.isfinite(problem.softcap) and problem.softcap > 0):
+        raise ProblemError(f"softcap must be a positive number, found {problem.softcap}")
+    if not 0 <= problem.dropout < 1:
+        raise ProblemError(f"dropout must be at least 0 and below 1, found {problem.dropout}")
+    if problem.chunk is not None and not 1 <= problem.chunk <= _COUNT_LIMIT:
+        raise ProblemError(f"chunk must be a whole number of at least 1, found {problem.chunk}")
+    for name in ("bias", "mask"):
+        letters = getattr(problem, name)
+        if letters is not None and letters != "".join(letter for letter in PAIR_AXES if letter in letters):
+            raise ProblemError(
+                f"{name} must name axes out of `{PAIR_AXES}`, in this order, found `{letters}`",
+                hint=f"`{name}=hqk` is one for all batches, `{name}=1` one number for all",
+            )
+    if problem.lse_grad and problem.pass_ == "fwd":
+        raise ProblemError("a forward problem is given no gradient of the log-sum-exp", hint="leave out `lse-grad`")
 
 
 def _pair(letter: str, first: int, second: int) -> str:

@@ -16,6 +16,7 @@ from harness.errors import MachineError, UsageError, WorkspaceError, did_you_mea
 from harness.foreign import Foreign, check
 from harness.fuzz import Tally, fuzz, replay_case
 from harness.fuzz_child import Plan
+from harness.operation import supported
 from harness.problem import Dtype, Pass, Problem
 from harness.space import Config
 from harness.workspace import Workspace, find_workspace
@@ -79,8 +80,9 @@ def _kernel_plan(options: argparse.Namespace) -> Plan:
     live = live_device()
     configs = {dtype: fuzz_configs(workspace, options.kernel, pass_, dtype, live) for dtype in DTYPES}
     return Plan(
-        seed=options.seed, seconds=0, cases=0, root=workspace.root, kernel=options.kernel, pass_=pass_, configs=configs
-    )
+        seed=options.seed, seconds=0, cases=0, root=workspace.root, kernel=options.kernel, pass_=pass_, configs=configs,
+        variants=supported(workspace.kernel_parameters(options.kernel), pass_),
+    )  # fmt: skip
 
 
 def _foreign_plan(options: argparse.Namespace) -> Plan:

@@ -17,7 +17,7 @@ from harness import bounds, inputs
 from harness.bounds import RoundingContract
 from harness.errors import RefusedError, SubjectError
 from harness.inputs import Guarded, Placement
-from harness.operation import operation_for, problem_keywords, shapes
+from harness.operation import lacks, operation_for, problem_keywords, shapes
 from harness.problem import Problem
 from harness.space import Value
 
@@ -131,7 +131,7 @@ def launch_guarded(
 ) -> Run:
     """Launch everything that `kernel` wants for `problem` on `given` inputs and on new outputs and workspaces.
 
-    Outputs have the dtype of q; log-sum-exps fp32, or fp64 where q is fp64.
+    Outputs have the dtype of q; log-sum-exps and gradients of sinks fp32, or fp64 where q is fp64.
     """
     made = _outputs(problem, given[0].view.dtype, memory)
     return _launch(kernel, problem, given, made, _workspaces(kernel, given, memory), config)
@@ -142,7 +142,7 @@ def _outputs(problem: Problem, dtype: torch.dtype, memory: Memory) -> list[Guard
     for name in operation_for(problem).outputs:
         shape, stored = shapes(problem)[name]
         placement = memory.outputs.get(name, inputs.placement_for(problem.layout, len(shape)))
-        wanted = torch.promote_types(dtype, torch.float32) if name == "lse" and stored == "fp32" else dtype
+        wanted = torch.promote_types(dtype, torch.float32) if stored == "fp32" else dtype
         made.append(inputs.unwritten(name, shape, wanted, placement, device=memory.device, large=memory.large))
     return made
 
@@ -174,7 +174,11 @@ def _launch(
 
 
 def launches_of(kernel: Kernel, problem: Problem, tensors: Mapping[str, Tensor], config: Mapping[str, Value]) -> Any:
-    """What `kernel` would launch on all its tensors. Raises `RefusedError` where it refuses with a `ValueError`."""
+    """What `kernel` would launch on all its tensors. Raises `RefusedError` where it refuses with a `ValueError`, or lacks a
+    parameter."""
+    missing = lacks(kernel.launches, problem)
+    if missing is not None:
+        raise RefusedError(f"the kernel does not do `{problem}`: its launches {missing}")
     try:
         return kernel.launches(**tensors, **problem_keywords(problem), **config)
     except ValueError as refusal:
@@ -220,7 +224,8 @@ class KernelSubject:
     def refuses(self, problem: Problem) -> str | None:
         if problem.pass_ != self.kernel.PASS:
             return f"{self.name} computes the {self.kernel.PASS} pass only"
-        return None
+        missing = lacks(self.kernel.launches, problem)
+        return None if missing is None else f"its launches {missing}"
 
     def contract(self, problem: Problem) -> RoundingContract:
         dtype = "fp64" if self.double else problem.dtype
@@ -247,7 +252,7 @@ class KernelSubject:
             return _launch(self.kernel, problem, given, made, scratch, self.config)
 
     def _converted(self, values: Tensor) -> Tensor:
-        if not self.double or values.dtype == torch.float64:
+        if not self.double or values.dtype == torch.float64 or not values.is_floating_point():
             return values
         # Strides carry over, also those that no ordinary conversion keeps: padding and stride 0.
         wide = torch.empty(0, dtype=torch.float64, device=values.device)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from harness import measure
+from harness import inputs, measure, oracle
 from harness.inputs import DTYPES, placement_for
-from harness.operation import operation_for, problem_keywords, shapes
+from harness.operation import ADDED_INPUTS, operation_for, problem_keywords, shapes
 from harness.outcome import Samples
 from harness.problem import Problem
 from harness.space import Value
@@ -79,11 +79,16 @@ def _tensors(problem: Problem, seed: int) -> dict[str, torch.Tensor]:
     """Normal inputs in the problem's layout, drawn on the device because at full size the CPU would take minutes."""
     generator = torch.Generator(device="cuda").manual_seed(seed)
     tensors = {}
+    # What a problem adds is small, or has a distribution of its own.
+    added = inputs.draw_added(problem, seed=seed)
     for name in operation_for(problem).inputs:
         if name in ("out", "lse"):
             continue
         tensors[name] = _empty(name, problem)
-        tensors[name].normal_(generator=generator)
+        if name in ADDED_INPUTS:
+            tensors[name].copy_(added[name])
+        else:
+            tensors[name].normal_(generator=generator)
     if problem.pass_ == "bwd":
         tensors["out"], tensors["lse"] = _empty("out", problem), _empty("lse", problem)
         attend(problem, tensors)
@@ -93,8 +98,14 @@ def _tensors(problem: Problem, seed: int) -> dict[str, torch.Tensor]:
 def attend(problem: Problem, tensors: Mapping[str, torch.Tensor]) -> None:
     """Fill `out` and `lse` from `q`, `k`, `v` in fp32, a block of rows at a time: what a backward pass is handed.
 
-    Times do not depend on the last bits, so this is no oracle; a backward pass on arbitrary numbers would overflow.
+    Times do not depend on the last bits, so this is no oracle; a backward pass on arbitrary numbers would overflow. Only where
+    a problem adds to plain attention does the oracle answer.
     """
+    if problem.variants:
+        made = oracle.forward(problem, tensors)
+        for name in ("out", "lse"):
+            tensors[name].copy_(made[name])
+        return
     positions = torch.arange(problem.kv_len, device=tensors["q"].device)
     for batch in range(problem.batch):
         for head in range(problem.q_heads):

@@ -68,6 +68,17 @@ class Workspace:
             f"{path} does not say which pass it computes", hint='write `PASS = "fwd"` or `PASS = "bwd"`'
         )
 
+    def kernel_parameters(self, stem: str) -> tuple[str, ...]:
+        """The parameters of a kernel's `launches`, read from its source without running it."""
+        path = self.root / "kernels" / f"{self.check_stem(stem)}.py"
+        for node in _parse(path).body:
+            if isinstance(node, ast.FunctionDef) and node.name == "launches":
+                given = node.args
+                return tuple(one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs))
+        raise WorkspaceError(
+            f"{path} has no function `launches`", hint="see kernels/__init__.py for what a kernel file has"
+        )
+
     def kernel_digest(self, stem: str) -> str:
         """Digest of a kernel's code and of every sibling that it imports; comments, blank lines and docstrings do not count."""
         files = _with_siblings(self.root / "kernels", self.check_stem(stem))
@@ -175,8 +186,9 @@ def _with_siblings(folder: Path, stem: str) -> set[Path]:
 
 # The code of the suite that proves finalists and that fuzzes: a verdict, and a measured kill rate, belongs to one version of it.
 SUITE_MODULES = (
-    "problem", "inputs", "oracle", "noise", "bounds", "compare", "operation", "subject", "interpreter", "shadow", "footprint",
-    "laws", "probes", "metamorphic", "identities", "leaks", "properties", "cases", "judges", "suite",
+    "problem", "inputs", "oracle", "noise", "forward_noise", "backward_noise", "bounds", "compare", "operation",
+    "subject", "interpreter", "shadow", "footprint", "laws", "probes", "metamorphic", "identities", "leaks",
+    "properties", "cases", "judges", "suite",
 )  # fmt: skip
 
 

@@ -1,10 +1,12 @@
 """Gradients of attention: dq, dk and dv from dout, without storing the attention matrix.
 
 FlashAttention-2 (Dao 2023, algorithm 2) in three launches and without atomic operations, so equal inputs give equal bits.
-First two numbers per row, delta = rowsum(dout * out) and the log-sum-exp to base 2. Then dk and dv, a program per key block
+First two numbers per row, delta = rowsum(dout * out) and the log-sum-exp to base 2. A gradient of the log-sum-exp, dlse, is
+taken from delta, as d lse = sum_j p_j d s_j. Then dk and dv, a program per key block
 that loops over the query heads of its group and the query blocks that see it. Then dq, a program per query block. Both
 recompute p = exp(scale * q k^T - lse). As in the forward pass, blocks inside the band run without a mask and blocks outside
-it are not visited. Refuses second derivatives.
+it are not visited. The gradients of a bias and of sinks, if asked for, are one more launch each: a program per tile of the
+bias, which adds up what all pairs under it give, and a program per sink. Refuses second derivatives.
 """
 
 import math
@@ -16,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import primitives
+from . import primitives, variants
 from .launch import Launch, Steps
 from .primitives import (
     Band,
@@ -32,11 +34,25 @@ from .primitives import (
     visible,
     widened,
 )
+from .variants import (
+    Functions,
+    Variant,
+    changed_scores,
+    kept,
+    key_blocks,
+    narrowed,
+    query_blocks,
+    sink_of,
+    through_scores,
+)
 
 PASS = "bwd"
 
 # Rows per program of the first launch: it only streams, so this is not worth a search.
 _STREAMED_ROWS = 32
+_SINK_ROWS = 256
+
+_LOG2_E = tl.constexpr(primitives.LOG2_E)
 
 
 @triton.jit(do_not_specialize=["q_len", "rows", "q_heads"])
@@ -47,11 +63,12 @@ def flash_bwd_rows_kernel(
     stride_lse_batch, stride_lse_head, stride_lse_row,
     stride_delta_batch, stride_delta_head, stride_delta_row,
     stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    dlse, stride_dlse_batch, stride_dlse_head, stride_dlse_row,
     q_len, q_heads, rows,
     V_HEAD_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, FOLDED: tl.constexpr,
     WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(dout * out), and lse to base 2 with +inf for empty rows, of BLOCK_M queries of one head."""
+    """delta = rowsum(dout * out) - dlse, and lse to base 2 with +inf for empty rows, of BLOCK_M queries of one head."""
     # Position
     head_row = program_row(rows, FOLDED)
     batch = (head_row // q_heads).to(tl.int64)
@@ -72,6 +89,9 @@ def flash_bwd_rows_kernel(
     row = row.to(tl.int64)
     lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + row * stride_lse_row
     natural = tl.load(lse_at, mask=row < q_len, other=0.0)
+    if dlse is not None:
+        dlse_at = dlse + batch * stride_dlse_batch + head * stride_dlse_head + row * stride_dlse_row
+        total = total - tl.load(dlse_at, mask=row < q_len, other=0.0).to(ACC)
 
     # Store
     delta_at = delta + batch * stride_delta_batch + head * stride_delta_head + row * stride_delta_row
@@ -124,8 +144,9 @@ def _member_and_index(i, count, GROUPED: tl.constexpr):
 
 @triton.jit
 def _gather_dkdv(
-    k, v, dk, dv, q_at, do_at, lse_base, delta_base, member, start, key, scale, q_len, offset, left, right,
-    stride_q_head, stride_q_row, stride_dout_head, stride_dout_row, stride_lse_head, stride_lse_row,
+    k, v, dk, dv, q_at, do_at, lse_base, delta_base, member, start, key, scale, q_len, kv_len, offset, left, right,
+    variant, batch, first_head, SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr,
+    FREE: tl.constexpr, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row, stride_lse_head, stride_lse_row,
     stride_delta_head, stride_delta_row,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
@@ -150,12 +171,20 @@ def _gather_dkdv(
         delta = tl.load(delta_at)
 
     # Score
-    s = product(k, tl.trans(q), tl.zeros([k.shape[0], BLOCK_M], dtype=dk.dtype))
-    s = s * scale - lse[None, :]
+    s = product(k, tl.trans(q), tl.zeros([k.shape[0], BLOCK_M], dtype=dk.dtype)) * scale
+    head = first_head + member
+    if CHANGED:
+        s, before, tangent = changed_scores(
+            s, variant, batch, head, query[None, :], key[:, None], -offset, q_len, kv_len, SCORE
+        )  # fmt: skip
+        s = s * _LOG2_E
+    s = s - lse[None, :]
 
     # Mask
     if MASKED:
         seen = visible(key[:, None], query[None, :], offset, left, right, q_len, HAS_LEFT, HAS_RIGHT, EVEN)
+        if FREE:
+            seen = narrowed(seen, variant, batch, head, query[None, :], key[:, None], -offset, q_len, kv_len, ALLOWED)
         s = tl.where(seen, s, float("-inf"))
 
     # Softmax
@@ -165,9 +194,17 @@ def _gather_dkdv(
     do = _load_member_tile(
         do_at, member, start, q_len, stride_dout_head, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, CHECK, GROUPED, TMA
     )
-    dv = product(rounded(p, do.dtype), do, dv)
+    used = p
+    if variant.seed is not None:
+        keep = kept(variant, batch, head, query[None, :], key[:, None])
+        used = tl.where(keep, p * variant.kept_scale, 0.0)
+    dv = product(rounded(used, do.dtype), do, dv)
     dp = product(v, tl.trans(do), tl.zeros([k.shape[0], BLOCK_M], dtype=dk.dtype))
+    if variant.seed is not None:
+        dp = tl.where(keep, dp * variant.kept_scale, 0.0)
     ds = p * (dp - delta[None, :])
+    if CHANGED:
+        _, ds = through_scores(ds, before, tangent, variant, batch, head, query[None, :], key[:, None], SLOPE)
     dk = product(rounded(ds, q.dtype), q, dk)
     return dk, dv
 
@@ -183,14 +220,15 @@ def flash_bwd_dkdv_kernel(
     stride_delta_batch, stride_delta_head, stride_delta_row,
     stride_dk_batch, stride_dk_head, stride_dk_row, stride_dk_col,
     stride_dv_batch, stride_dv_head, stride_dv_row, stride_dv_col,
-    scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, rows,
+    scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, rows, variant,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, GROUPED: tl.constexpr,
     TMA: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BLOCK_N keys of one head. The band is that of keys (rows) and queries (columns). `scale` and `lse_two`
-    are to base 2."""
+    """dk and dv of BLOCK_N keys of one head. The band is that of keys (rows) and queries (columns). `lse_two` is to base 2, as
+    `scale` is unless scores are CHANGED."""
     # Position: heavy blocks first.
     position = tl.program_id(0)
     if REVERSED:
@@ -230,25 +268,31 @@ def flash_bwd_dkdv_kernel(
         do_base, group, q_len, stride_dout_head, stride_dout_row, stride_dout_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV,
         GROUPED, TMA, WIDE,
     )  # fmt: skip
+    if FREE:
+        first, last = query_blocks(first, last, start_n, last_key, variant, batch, -offset, q_len, BLOCK_M)
+        plain_first = first
+        plain_last = first
     plain = plain_last - plain_first
     for i in tl.range(0, group * plain, num_stages=STAGES):
         member, index = _member_and_index(i, plain, GROUPED)
         dk_sum, dv_sum = _gather_dkdv(
-            k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, (plain_first + index) * BLOCK_M, key,
-            scale, q_len, offset, left, right, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
-            stride_lse_two_head, stride_lse_two_row, stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM,
-            BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA,
+            k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, (plain_first + index) * BLOCK_M,
+            key, scale, q_len, kv_len, offset, left, right, variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED, FREE,
+            stride_q_head, stride_q_row, stride_dout_head, stride_dout_row, stride_lse_two_head, stride_lse_two_row,
+            stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT,
+            HAS_RIGHT, EVEN, GROUPED, TMA,
         )  # fmt: skip
-    if HAS_LEFT or HAS_RIGHT or not EVEN:
+    if HAS_LEFT or HAS_RIGHT or FREE or not EVEN:
         masked = last - first - plain
         for i in tl.range(0, group * masked, num_stages=STAGES):
             member, index = _member_and_index(i, masked, GROUPED)
             block = masked_block(index, first, plain_first, plain_last, HAS_LEFT)
             dk_sum, dv_sum = _gather_dkdv(
-                k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, block * BLOCK_M, key,
-                scale, q_len, offset, left, right, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
-                stride_lse_two_head, stride_lse_two_row, stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM,
-                BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA,
+                k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, block * BLOCK_M, key, scale,
+                q_len, kv_len, offset, left, right, variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED, FREE,
+                stride_q_head, stride_q_row, stride_dout_head, stride_dout_row, stride_lse_two_head, stride_lse_two_row,
+                stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT,
+                HAS_RIGHT, EVEN, GROUPED, TMA,
             )  # fmt: skip
 
     # Store
@@ -260,11 +304,49 @@ def flash_bwd_dkdv_kernel(
 
 
 @triton.jit
+def _score_slopes(
+    q, k, v, do, lse, delta, query, key, scale, q_len, kv_len, offset, left, right, variant, batch, head,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of scores, queries by keys: of what a bias is added to, and of the scaled products."""
+    # Score
+    s = product(q, tl.trans(k), tl.zeros([q.shape[0], k.shape[0]], dtype=lse.dtype)) * scale
+    if CHANGED:
+        s, before, tangent = changed_scores(
+            s, variant, batch, head, query[:, None], key[None, :], offset, q_len, kv_len, SCORE
+        )  # fmt: skip
+        s = s * _LOG2_E
+    s = s - lse[:, None]
+
+    # Mask
+    if MASKED:
+        seen = visible(query[:, None], key[None, :], offset, left, right, kv_len, HAS_LEFT, HAS_RIGHT, EVEN)
+        if FREE:
+            seen = narrowed(seen, variant, batch, head, query[:, None], key[None, :], offset, q_len, kv_len, ALLOWED)
+        s = tl.where(seen, s, float("-inf"))
+
+    # Softmax
+    p = tl.exp2(s)
+
+    # Slopes
+    dp = product(do, tl.trans(v), tl.zeros([q.shape[0], k.shape[0]], dtype=lse.dtype))
+    if variant.seed is not None:
+        dp = tl.where(kept(variant, batch, head, query[:, None], key[None, :]), dp * variant.kept_scale, 0.0)
+    ds = p * (dp - delta[:, None])
+    added = ds
+    if CHANGED:
+        added, ds = through_scores(ds, before, tangent, variant, batch, head, query[:, None], key[None, :], SLOPE)
+    return added, ds
+
+
+@triton.jit
 def _gather_dq(
-    q, do, lse, delta, dq, k_at, v_at, start, query, scale, kv_len, offset, left, right, stride_k_row, stride_v_row,
-    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, TMA: tl.constexpr,
+    q, do, lse, delta, dq, k_at, v_at, start, query, scale, q_len, kv_len, offset, left, right, stride_k_row,
+    stride_v_row, variant, batch, head, SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED:
+    tl.constexpr, FREE: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D:
+    tl.constexpr, BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN:
+    tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """What keys start... start + BLOCK_N add to dq."""
     CHECK: tl.constexpr = MASKED and not EVEN
@@ -273,22 +355,11 @@ def _gather_dq(
     k = load_tile(k_at, start, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA)
     v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA)
 
-    # Score
-    s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=dq.dtype))
-    s = s * scale - lse[:, None]
-
-    # Mask
-    if MASKED:
-        key = start + tl.arange(0, BLOCK_N)
-        seen = visible(query[:, None], key[None, :], offset, left, right, kv_len, HAS_LEFT, HAS_RIGHT, EVEN)
-        s = tl.where(seen, s, float("-inf"))
-
-    # Softmax
-    p = tl.exp2(s)
-
-    # Accumulate
-    dp = product(do, tl.trans(v), tl.zeros([q.shape[0], BLOCK_N], dtype=dq.dtype))
-    ds = p * (dp - delta[:, None])
+    key = start + tl.arange(0, BLOCK_N)
+    _, ds = _score_slopes(
+        q, k, v, do, lse, delta, query, key, scale, q_len, kv_len, offset, left, right, variant, batch, head, SCORE,
+        SLOPE, ALLOWED, CHANGED, FREE, MASKED, HAS_LEFT, HAS_RIGHT, EVEN,
+    )  # fmt: skip
     return product(rounded(ds, k.dtype), k, dq)
 
 
@@ -302,13 +373,14 @@ def flash_bwd_dq_kernel(
     stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
     stride_delta_batch, stride_delta_head, stride_delta_row,
     stride_dq_batch, stride_dq_head, stride_dq_row, stride_dq_col,
-    scale, natural_scale, q_len, kv_len, offset, left, right, q_heads, group, rows,
+    scale, natural_scale, q_len, kv_len, offset, left, right, q_heads, group, rows, variant,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
     STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dq of BLOCK_M queries of one head. `scale` and `lse_two` are to base 2."""
+    """dq of BLOCK_M queries of one head. `lse_two` is to base 2, as `scale` is unless scores are CHANGED."""
     # Position: heavy blocks first.
     position = tl.program_id(0)
     if REVERSED:
@@ -343,25 +415,153 @@ def flash_bwd_dq_kernel(
     first, plain_first, plain_last, last = band_blocks(
         start_m, last_row, offset, left, right, kv_len, BLOCK_N, HAS_LEFT, HAS_RIGHT
     )
+    if FREE:
+        first, last = key_blocks(first, last, start_m, last_row, variant, batch, offset, kv_len, BLOCK_N)
+        plain_first = first
+        plain_last = first
     for block in tl.range(plain_first, plain_last, num_stages=STAGES):
         dq_sum = _gather_dq(
-            q_tile, do_tile, lse_row, delta_row, dq_sum, k_at, v_at, block * BLOCK_N, query, scale, kv_len,
-            offset, left, right, stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV,
-            False, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+            q_tile, do_tile, lse_row, delta_row, dq_sum, k_at, v_at, block * BLOCK_N, query, scale, q_len, kv_len,
+            offset, left, right, stride_k_row, stride_v_row, variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED, FREE,
+            HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
         )  # fmt: skip
-    if HAS_LEFT or HAS_RIGHT or not EVEN:
+    if HAS_LEFT or HAS_RIGHT or FREE or not EVEN:
         for i in tl.range(0, plain_first - first + last - plain_last, num_stages=STAGES):
             block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
             dq_sum = _gather_dq(
-                q_tile, do_tile, lse_row, delta_row, dq_sum, k_at, v_at, block * BLOCK_N, query, scale, kv_len,
-                offset, left, right, stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV,
-                True, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+                q_tile, do_tile, lse_row, delta_row, dq_sum, k_at, v_at, block * BLOCK_N, query, scale, q_len, kv_len,
+                offset, left, right, stride_k_row, stride_v_row, variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED,
+                FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
             )  # fmt: skip
 
     # Store
     dq_base = dq + batch * stride_dq_batch + head * stride_dq_head
     dq_sum = dq_sum * natural_scale
     store_tile(dq_sum, dq_base, start_m, q_len, stride_dq_row, stride_dq_col, HEAD_DIM, BLOCK_M, BLOCK_D, WIDE)
+
+
+@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads", "batches"])
+def flash_bwd_dbias_kernel(
+    q, k, v, lse_two, dout, delta, dbias,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
+    stride_delta_batch, stride_delta_head, stride_delta_row,
+    stride_dbias_batch, stride_dbias_head, stride_dbias_row, stride_dbias_col,
+    scale, q_len, kv_len, offset, left, right, batches, q_heads, group, rows, variant,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    BY_BATCH: tl.constexpr, BY_HEAD: tl.constexpr, BY_ROW: tl.constexpr, BY_COL: tl.constexpr,
+    FOLDED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One tile of dbias: a sum over the batches, heads, queries and keys along which the bias has one element. Every pair is
+    masked, and those that no one sees give 0."""
+    # Position
+    row_tiles = tl.cdiv(q_len, BLOCK_M)
+    col_tiles = tl.cdiv(kv_len, BLOCK_N)
+    tile = tl.program_id(0)
+    own_row = 0
+    own_col = 0
+    if BY_ROW and BY_COL:
+        own_row = tile // col_tiles
+        own_col = tile % col_tiles
+    elif BY_ROW:
+        own_row = tile
+    elif BY_COL:
+        own_col = tile
+    owner = program_row(rows, FOLDED)
+    own_batch = 0
+    own_head = 0
+    if BY_BATCH and BY_HEAD:
+        own_batch = owner // q_heads
+        own_head = owner % q_heads
+    elif BY_BATCH:
+        own_batch = owner
+    elif BY_HEAD:
+        own_head = owner
+    inner_batches = 1 if BY_BATCH else batches
+    inner_heads = 1 if BY_HEAD else q_heads
+    inner_rows = 1 if BY_ROW else row_tiles
+    inner_cols = 1 if BY_COL else col_tiles
+    total = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACC)
+
+    # Gather
+    for i in tl.range(0, inner_batches * inner_heads * inner_rows * inner_cols):
+        start_n = (own_col + i % inner_cols) * BLOCK_N
+        j = i // inner_cols
+        start_m = (own_row + j % inner_rows) * BLOCK_M
+        j = j // inner_rows
+        head = own_head + j % inner_heads
+        batch = tl.cast(own_batch + j // inner_heads, tl.int64)
+        kv_head = tl.cast(head // group, tl.int64)
+        head = tl.cast(head, tl.int64)
+        query = start_m + tl.arange(0, BLOCK_M)
+        key = start_n + tl.arange(0, BLOCK_N)
+        q_base = q + batch * stride_q_batch + head * stride_q_head
+        do_base = dout + batch * stride_dout_batch + head * stride_dout_head
+        k_base = k + batch * stride_k_batch + kv_head * stride_k_head
+        v_base = v + batch * stride_v_batch + kv_head * stride_v_head
+        q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, False, WIDE)
+        do_at = tile_at_zero(do_base, q_len, stride_dout_row, stride_dout_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, False, WIDE)
+        k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, False, WIDE)
+        v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, False, WIDE)
+        q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, False)
+        do_tile = load_tile(do_at, start_m, q_len, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, True, False)
+        k_tile = load_tile(k_at, start_n, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, True, False)
+        v_tile = load_tile(v_at, start_n, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, True, False)
+        row = query.to(tl.int64)
+        lse_at = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head + row * stride_lse_two_row
+        delta_at = delta + batch * stride_delta_batch + head * stride_delta_head + row * stride_delta_row
+        lse_row = tl.load(lse_at, mask=query < q_len, other=float("inf"))
+        delta_row = tl.load(delta_at, mask=query < q_len, other=0.0)
+        added, _ = _score_slopes(
+            q_tile, k_tile, v_tile, do_tile, lse_row, delta_row, query, key, scale, q_len, kv_len, offset, left, right,
+            variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED, FREE, True, HAS_LEFT, HAS_RIGHT, False,
+        )  # fmt: skip
+        total += added
+
+    # Store
+    row = own_row * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    col = own_col * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    if not BY_ROW:
+        total = tl.sum(total, 0)[None, :]
+        row = tl.zeros([1, 1], dtype=tl.int32)
+    if not BY_COL:
+        total = tl.sum(total, 1)[:, None]
+        col = tl.zeros([1, 1], dtype=tl.int32)
+    base = dbias + tl.cast(own_batch, tl.int64) * stride_dbias_batch + tl.cast(own_head, tl.int64) * stride_dbias_head
+    at = base + (row.to(tl.int64) * stride_dbias_row + col.to(tl.int64) * stride_dbias_col)
+    tl.store(at, rounded(total, dbias.dtype.element_ty), mask=(row < q_len) & (col < kv_len))
+
+
+@triton.jit(do_not_specialize=["q_len", "batches"])
+def flash_bwd_dsinks_kernel(
+    lse_two, delta, dsinks,
+    stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    stride_delta_batch, stride_delta_head, stride_delta_row,
+    stride_dsinks_head, q_len, batches, variant, BLOCK_M: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one head's sink, -sum of its weight times delta over all rows."""
+    # Position
+    head = tl.cast(tl.program_id(0), tl.int64)
+    sink = sink_of(variant, head, ACC) * _LOG2_E
+    total = tl.zeros([BLOCK_M], dtype=ACC)
+
+    # Gather
+    blocks = tl.cdiv(q_len, BLOCK_M)
+    for i in tl.range(0, batches * blocks):
+        batch = tl.cast(i // blocks, tl.int64)
+        row = (i % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+        lse_at = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head + row.to(tl.int64) * stride_lse_two_row
+        delta_at = delta + batch * stride_delta_batch + head * stride_delta_head + row.to(tl.int64) * stride_delta_row
+        lse = tl.load(lse_at, mask=row < q_len, other=float("inf"))
+        total -= tl.exp2(sink - lse) * tl.load(delta_at, mask=row < q_len, other=0.0)
+
+    # Store
+    tl.store(dsinks + head * stride_dsinks_head, tl.sum(total, 0).to(dsinks.dtype.element_ty))
 
 
 def launches(
@@ -376,11 +576,26 @@ def launches(
     dv: torch.Tensor,
     delta: torch.Tensor,
     lse_two: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    prefix: torch.Tensor | None = None,
+    q_documents: torch.Tensor | None = None,
+    kv_documents: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    dlse: torch.Tensor | None = None,
+    dbias: torch.Tensor | None = None,
+    dsinks: torch.Tensor | None = None,
     *,
     scale: float,
     window_left: int | None,
     window_right: int | None,
     top_left: bool,
+    softcap: float | None = None,
+    chunk: int | None = None,
+    dropout: float = 0.0,
+    dropout_seed: int = 0,
+    functions: Functions | None = None,
     dkdv_block_m: int,
     dkdv_block_n: int,
     dkdv_warps: int,
@@ -393,7 +608,8 @@ def launches(
     dq_load: str,
     waves_per_eu: int,
 ) -> list[Launch]:
-    """Three launches, in this order: `delta` and `lse_two`; `dk` and `dv`; `dq`. Shapes as in the package docstring.
+    """Three launches, in this order: `delta` and `lse_two`; `dk` and `dv`; `dq`; and one each for `dbias` and `dsinks` where
+    they are given. Shapes as in the package docstring and in `variants`.
 
     `out` and `lse` are those of the forward pass; `delta` and `lse_two` are scratch, see `workspaces`. `..._block_m` counts
     queries and `..._block_n` keys; `..._load` is "pointer" or "tma". Raises `ValueError` for tensors or tunables that do not
@@ -416,11 +632,43 @@ def launches(
         q.shape[2], k.shape[2], window_left=window_left, window_right=window_right, top_left=top_left
     )
     tensors = {"q": q, "k": k, "v": v, "lse_two": lse_two, "dout": dout, "delta": delta}
-    return [
-        _rows_launch(out, dout, lse, delta, lse_two),
-        _dkdv_launch(tensors, {"dk": dk, "dv": dv}, band, scale, dkdv),
-        _dq_launch(tensors, {"dq": dq}, band, scale, dq_tile),
+    variant = variants.variant_of(
+        q, k, softcap=softcap, chunk=chunk, dropout=dropout, dropout_seed=dropout_seed, slopes=slopes, bias=bias,
+        sinks=sinks, prefix=prefix, q_documents=q_documents, kv_documents=kv_documents, mask=mask, functions=functions,
+    )  # fmt: skip
+    if functions is not None and functions.score is not None and functions.slope is None:
+        raise ValueError("a backward pass needs the slope of the caller's score function: give Functions(slope=...)")
+    asked = _Asked(band, scale, variant, functions)
+    found = [
+        _rows_launch(out, dout, lse, delta, lse_two, dlse),
+        _dkdv_launch(tensors, {"dk": dk, "dv": dv}, asked, dkdv),
+        _dq_launch(tensors, {"dq": dq}, asked, dq_tile),
     ]
+    if dbias is not None:
+        if bias is None or tuple(dbias.shape) != tuple(bias.shape):
+            wanted = "no bias" if bias is None else tuple(bias.shape)
+            raise ValueError(f"dbias must have the shape of bias ({wanted}), found {tuple(dbias.shape)}")
+        found.append(_dbias_launch(tensors, dbias, asked, dq_tile))
+    if dsinks is not None:
+        if sinks is None:
+            raise ValueError("dsinks was given without sinks")
+        found.append(_dsinks_launch(tensors, dsinks, variant))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What all launches are told of the problem."""
+
+    band: Band
+    scale: float
+    variant: Variant
+    functions: Functions | None
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        slope = self.functions.slope if self.functions else None
+        return {**variants.constants(self.variant, self.functions), "SLOPE": slope}
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,13 +688,18 @@ class _Tile:
 
 
 def _rows_launch(
-    out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor, lse_two: torch.Tensor
-) -> Launch:
+    out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor, lse_two: torch.Tensor,
+    dlse: torch.Tensor | None,
+) -> Launch:  # fmt: skip
     batch, q_heads, q_len, v_head_dim = out.shape
+    if dlse is not None:
+        primitives.require_shapes({"dlse": (dlse, lse.shape)})
+    strides = dlse.stride() if dlse is not None else (None, None, None)
     grid = primitives.folded_grid(-(-q_len // _STREAMED_ROWS), batch * q_heads)
     arguments = {
         "out": out, "dout": dout, "lse": lse, "delta": delta, "lse_two": lse_two,
-        **primitives.strides(out=out, dout=dout, lse=lse, delta=delta, lse_two=lse_two),
+        **primitives.strides(out=out, dout=dout, lse=lse, delta=delta, lse_two=lse_two), "dlse": dlse,
+        **dict(zip(("stride_dlse_batch", "stride_dlse_head", "stride_dlse_row"), strides, strict=True)),
         "q_len": q_len, "q_heads": q_heads, "rows": batch * q_heads,
     }  # fmt: skip
     constants = {
@@ -460,17 +713,18 @@ def _rows_launch(
 
 
 def _dkdv_launch(
-    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], band: Band, scale: float, tile: _Tile
+    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], asked: _Asked, tile: _Tile
 ) -> Launch:
     """Rows are keys and columns queries, so the band is read the other way round."""
-    band = band.transposed
+    band = asked.band.transposed
     q, k = tensors["q"], tensors["k"]
     batch, kv_heads = k.shape[:2]
     group = q.shape[1] // kv_heads
-    plain, masked = primitives.band_steps(band, tile.block_n, tile.block_m)
+    plain, masked = _steps(asked, band, tile.block_n, tile.block_m)
     grid = primitives.folded_grid(len(plain), batch * kv_heads)
     constants = _constants(tensors, outputs, band, tile, tile.block_m) | {"FOLDED": grid[2] > 1, "GROUPED": group > 1}
-    arguments = _arguments(tensors, outputs, band, scale)
+    constants |= asked.constants
+    arguments = _arguments(tensors, outputs, asked) | band.arguments()
     arguments |= {"kv_heads": kv_heads, "group": group, "rows": batch * kv_heads}
     steps = Steps(
         plain=tuple(group * count for count in plain),
@@ -484,14 +738,15 @@ def _dkdv_launch(
 
 
 def _dq_launch(
-    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], band: Band, scale: float, tile: _Tile
+    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], asked: _Asked, tile: _Tile
 ) -> Launch:
     """Rows are queries and columns keys, as in the forward pass."""
+    band = asked.band
     batch, q_heads = tensors["q"].shape[:2]
-    plain, masked = primitives.band_steps(band, tile.block_m, tile.block_n)
+    plain, masked = _steps(asked, band, tile.block_m, tile.block_n)
     grid = primitives.folded_grid(len(plain), batch * q_heads)
-    constants = _constants(tensors, outputs, band, tile, tile.block_n) | {"FOLDED": grid[2] > 1}
-    arguments = _arguments(tensors, outputs, band, scale)
+    constants = _constants(tensors, outputs, band, tile, tile.block_n) | {"FOLDED": grid[2] > 1} | asked.constants
+    arguments = _arguments(tensors, outputs, asked)
     arguments |= {"q_heads": q_heads, "group": q_heads // tensors["k"].shape[1], "rows": batch * q_heads}
     flops = 2 * tile.block_m * tile.block_n * (2 * constants["BLOCK_D"] + constants["BLOCK_DV"])
     return Launch(
@@ -500,13 +755,59 @@ def _dq_launch(
     )  # fmt: skip
 
 
+def _dbias_launch(tensors: Mapping[str, torch.Tensor], dbias: torch.Tensor, asked: _Asked, tile: _Tile) -> Launch:
+    """A program per tile of dbias, with the tiles of dq."""
+    q, k, v = tensors["q"], tensors["k"], tensors["v"]
+    batch, q_heads, q_len, _ = q.shape
+    sizes = (batch, q_heads, q_len, k.shape[2])
+    by = [size == wanted for size, wanted in zip(dbias.shape, sizes, strict=True)]
+    tiles = [-(-q_len // tile.block_m) if by[2] else 1, -(-k.shape[2] // tile.block_n) if by[3] else 1]
+    grid = primitives.folded_grid(math.prod(tiles), math.prod(dbias.shape[:2]))
+    arguments = _arguments(tensors, {"dbias": dbias}, asked)
+    arguments |= {"batches": batch, "q_heads": q_heads, "group": q_heads // k.shape[1], "rows": math.prod(dbias.shape[:2])}
+    del arguments["natural_scale"]
+    constants = {
+        **asked.constants, "HEAD_DIM": q.shape[3], "V_HEAD_DIM": v.shape[3], "BLOCK_D": primitives.padded(q.shape[3]),
+        "BLOCK_DV": primitives.padded(v.shape[3]), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "HAS_LEFT": asked.band.left is not None, "HAS_RIGHT": asked.band.right is not None,
+        "BY_BATCH": by[0], "BY_HEAD": by[1], "BY_ROW": by[2], "BY_COL": by[3], "FOLDED": grid[2] > 1,
+        "WIDE": primitives.needs_wide(max(tile.block_m, tile.block_n), q, k, v, tensors["dout"]),
+        "ACC": primitives.accumulator(q.dtype),
+    }  # fmt: skip
+    return Launch(
+        kernel=flash_bwd_dbias_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": tile.warps}
+    )
+
+
+def _dsinks_launch(tensors: Mapping[str, torch.Tensor], dsinks: torch.Tensor, variant: Variant) -> Launch:
+    batch, q_heads, q_len, _ = tensors["q"].shape
+    primitives.require_shapes({"dsinks": (dsinks, (q_heads,))})
+    rows = {name: tensors[name] for name in ("lse_two", "delta")}
+    arguments = {
+        **rows, **primitives.strides(**rows), "dsinks": dsinks, "stride_dsinks_head": dsinks.stride(0), "q_len": q_len,
+        "batches": batch, "variant": variant,
+    }  # fmt: skip
+    constants = {"BLOCK_M": _SINK_ROWS, "ACC": primitives.accumulator(tensors["q"].dtype)}
+    return Launch(
+        kernel=flash_bwd_dsinks_kernel, grid=(q_heads, 1, 1), args=arguments, constants=constants, options={"num_warps": 4}
+    )
+
+
+def _steps(asked: _Asked, band: Band, block_rows: int, block_columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Plain and masked steps; where more than the band hides, all are masked, and no more than those of the band counted."""
+    plain, masked = primitives.band_steps(band, block_rows, block_columns)
+    if not asked.constants["FREE"]:
+        return plain, masked
+    return (0,) * len(plain), tuple(map(sum, zip(plain, masked, strict=True)))
+
+
 def _arguments(
-    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], band: Band, scale: float
+    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], asked: _Asked
 ) -> dict[str, Any]:
     return {
-        **tensors, **outputs, **primitives.strides(**tensors, **outputs), **band.arguments(),
-        "scale": scale * primitives.LOG2_E, "natural_scale": scale,
-        "q_len": tensors["q"].shape[2], "kv_len": tensors["k"].shape[2],
+        **tensors, **outputs, **primitives.strides(**tensors, **outputs), **asked.band.arguments(),
+        "scale": asked.scale if asked.constants["CHANGED"] else asked.scale * primitives.LOG2_E, "natural_scale": asked.scale,
+        "q_len": tensors["q"].shape[2], "kv_len": tensors["k"].shape[2], "variant": asked.variant,
     }  # fmt: skip
 
 
@@ -538,8 +839,9 @@ def _require_tensors(
 
 
 def workspaces(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor
-) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor,
+    **variant: torch.Tensor,
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:  # fmt: skip
     """Scratch tensors (batch, q_heads, q_len) in the type of sums: `delta` and `lse_two`, the log-sum-exp to base 2."""
     rows = (tuple(q.shape[:3]), torch.promote_types(q.dtype, torch.float32))
     return {"delta": rows, "lse_two": rows}
@@ -561,11 +863,13 @@ def flash_bwd(
     dq: torch.Tensor | None = None,
     dk: torch.Tensor | None = None,
     dv: torch.Tensor | None = None,
+    **variant: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v, shaped like them, from `out` and `lse` of the forward pass and `dout` shaped like `out`.
 
     `scale` None means 1/sqrt(head_dim); causal is `window_right=0`. `config` None takes one that compiles everywhere and is
-    not tuned. Raises `ValueError` for tensors or tunables that do not go together.
+    not tuned. `variant` is what `variants.variant_of` takes, and dlse, dbias, dsinks. Raises `ValueError` for tensors or tunables
+    that do not go together.
     """
     dq = q.new_empty(q.shape) if dq is None else dq
     dk = k.new_empty(k.shape) if dk is None else dk
@@ -579,7 +883,7 @@ def flash_bwd(
         config = safe_config(q, v)
     found = launches(
         q, k, v, out, lse, dout, dq, dk, dv, **scratch, scale=scale, window_left=window_left, window_right=window_right,
-        top_left=top_left, **config,
+        top_left=top_left, **variant, **config,
     )  # fmt: skip
     for launch in found:
         launch.run()

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import primitives
+from . import primitives, variants
 from .launch import Launch, Steps
 from .primitives import (
     band_blocks,
@@ -27,13 +27,17 @@ from .primitives import (
     tile_at_zero,
     visible,
 )
+from .variants import Functions, changed_scores, kept, key_blocks, narrowed, sink_of
 
 PASS = "fwd"
+
+_LOG2_E = tl.constexpr(primitives.LOG2_E)
 
 
 @triton.jit
 def _attend(
-    q, k_at, v_at, start, m, z, acc, row, scale, kv_len, offset, left, right, stride_k_row, stride_v_row,
+    q, k_at, v_at, start, m, z, acc, row, scale, q_len, kv_len, offset, left, right, stride_k_row, stride_v_row,
+    variant, batch, head, SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, RISING: tl.constexpr, TMA: tl.constexpr,
@@ -50,18 +54,26 @@ def _attend(
     # Mask. Where scale > 0 the maximum may be taken before scaling, and scaling and shifting are one fused operation:
     # whatever rounding m has, it is the same m in p, z and the log-sum-exp. Else s must be scaled before -inf comes in.
     factor = scale
-    if not RISING:
+    col = start + tl.arange(0, BLOCK_N)
+    if CHANGED:
+        s, _, _ = changed_scores(
+            s * scale, variant, batch, head, row[:, None], col[None, :], offset, q_len, kv_len, SCORE
+        )  # fmt: skip
+        s = s * _LOG2_E
+        factor = 1.0
+    elif not RISING:
         s = s * scale
         factor = 1.0
     if MASKED:
-        col = start + tl.arange(0, BLOCK_N)
         seen = visible(row[:, None], col[None, :], offset, left, right, kv_len, HAS_LEFT, HAS_RIGHT, EVEN)
+        if FREE:
+            seen = narrowed(seen, variant, batch, head, row[:, None], col[None, :], offset, q_len, kv_len, ALLOWED)
         s = tl.where(seen, s, float("-inf"))
 
     # Softmax
     m_next = tl.maximum(m, tl.max(s, 1) * factor)
     shift = m_next
-    if MASKED:
+    if MASKED or CHANGED:
         # A row that saw nothing yet: -inf - -inf is NaN, -inf - 0 is -inf.
         shift = tl.where(m_next == float("-inf"), 0.0, m_next)
     p = tl.exp2(s * factor - shift[:, None])
@@ -70,6 +82,8 @@ def _attend(
     # Accumulate
     v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA)
     z = z * shrink + tl.sum(p, 1)
+    if variant.seed is not None:
+        p = tl.where(kept(variant, batch, head, row[:, None], col[None, :]), p, 0.0)
     acc = product(rounded(p, v.dtype), v, acc * shrink[:, None])
     return m_next, z, acc
 
@@ -82,14 +96,16 @@ def flash_fwd_kernel(
     stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
     stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
     stride_lse_batch, stride_lse_head, stride_lse_row,
-    scale, q_len, kv_len, offset, left, right, q_heads, group, rows,
+    scale, q_len, kv_len, offset, left, right, q_heads, group, rows, variant,
+    SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
     TMA: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr, STAGES: tl.constexpr,
     MASKED_STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M queries of one head against all keys that they see. `scale` is to base 2."""
+    """BLOCK_M queries of one head against all keys that they see. `scale` is to base 2, or natural if scores are CHANGED; the
+    mask is FREE if more than the band hides keys."""
     # Position: heavy blocks first; heads of a group are neighbours, so that they find their keys in the cache.
     position = tl.program_id(0)
     blocks = tl.num_programs(0)
@@ -117,6 +133,10 @@ def flash_fwd_kernel(
     q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA)
     m = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
     z = tl.zeros([BLOCK_M], dtype=ACC)
+    if variant.sinks is not None:
+        # A key whose value is 0, seen before all others.
+        m = tl.zeros([BLOCK_M], dtype=ACC) + sink_of(variant, head, ACC) * _LOG2_E
+        z = tl.where(m == float("-inf"), 0.0, z + 1.0)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], dtype=ACC)
 
     # Attend
@@ -124,33 +144,37 @@ def flash_fwd_kernel(
     first, plain_first, plain_last, last = band_blocks(
         start_m, last_row, offset, left, right, kv_len, BLOCK_N, HAS_LEFT, HAS_RIGHT
     )
+    if FREE:
+        first, last = key_blocks(first, last, start_m, last_row, variant, batch, offset, kv_len, BLOCK_N)
     ANY_MASK: tl.constexpr = HAS_LEFT or HAS_RIGHT or not EVEN
-    if SPLIT or not ANY_MASK:
+    if not FREE and (SPLIT or not ANY_MASK):
         for block in tl.range(plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED):
             m, z, acc = _attend(
-                q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, kv_len, offset, left, right,
-                stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False,
-                HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
+                stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM,
+                BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
             )  # fmt: skip
         if ANY_MASK:
             for i in tl.range(0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES):
                 block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
                 m, z, acc = _attend(
-                    q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, kv_len, offset, left, right,
-                    stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True,
-                    HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                    q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
+                    stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM,
+                    V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
                 )  # fmt: skip
     else:
         for block in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZED):
             m, z, acc = _attend(
-                q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, kv_len, offset, left, right,
-                stride_k_row, stride_v_row, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True,
-                HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
+                stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM,
+                BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
             )  # fmt: skip
 
     # Store. A row that saw nothing has z = 0 and acc = 0.
     out_base = out + batch * stride_out_batch + head * stride_out_head
     o = acc / tl.where(z > 0, z, 1.0)[:, None]
+    if variant.seed is not None:
+        o = o * variant.kept_scale
     store_tile(o, out_base, start_m, q_len, stride_out_row, stride_out_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, WIDE)
     lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + row.to(tl.int64) * stride_lse_row
     tl.store(lse_at, log_sum_exp(m, z).to(lse.dtype.element_ty), mask=row < q_len)
@@ -162,11 +186,23 @@ def launches(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
+    slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    prefix: torch.Tensor | None = None,
+    q_documents: torch.Tensor | None = None,
+    kv_documents: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
     *,
     scale: float,
     window_left: int | None,
     window_right: int | None,
     top_left: bool,
+    softcap: float | None = None,
+    chunk: int | None = None,
+    dropout: float = 0.0,
+    dropout_seed: int = 0,
+    functions: Functions | None = None,
     block_m: int,
     block_n: int,
     num_warps: int,
@@ -178,7 +214,7 @@ def launches(
     warp_specialize: bool,
     waves_per_eu: int,
 ) -> list[Launch]:
-    """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring.
+    """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring and in `variants`.
 
     `load` is "pointer" or "tma"; `loops` is "split" (unmasked and masked key blocks apart) or "single"; `head_order` is
     "outer" (a head's blocks follow each other) or "inner" (the heads of a group take turns block by block).
@@ -199,13 +235,18 @@ def launches(
         primitives.require_tma(q=q, k=k, v=v)
     grouped = head_order == "inner" and group > 1
     block_d, block_dv = primitives.padded(head_dim), primitives.padded(v.shape[3])
+    variant = variants.variant_of(
+        q, k, softcap=softcap, chunk=chunk, dropout=dropout, dropout_seed=dropout_seed, slopes=slopes, bias=bias,
+        sinks=sinks, prefix=prefix, q_documents=q_documents, kv_documents=kv_documents, mask=mask, functions=functions,
+    )  # fmt: skip
+    known = variants.constants(variant, functions)
     plain, masked = primitives.band_steps(band, block_m, block_n)
-    if loops == "single" and any(masked):
+    if known["FREE"] or (loops == "single" and any(masked)):
         plain, masked = (0,) * len(plain), tuple(map(sum, zip(plain, masked, strict=True)))
     repeats = group if grouped else 1
     heads = batch * q_heads // repeats
     grid = primitives.folded_grid(len(plain) * repeats, heads)
-    factor = scale * primitives.LOG2_E
+    factor = scale if known["CHANGED"] else scale * primitives.LOG2_E
     steps = Steps(
         plain=tuple(count for count in plain for _ in range(repeats)),
         masked=tuple(count for count in masked for _ in range(repeats)),
@@ -215,10 +256,10 @@ def launches(
         "q": q, "k": k, "v": v, "out": out, "lse": lse,
         **primitives.strides(q=q, k=k, v=v, out=out, lse=lse),
         "scale": factor, "q_len": q_len, "kv_len": kv_len, **band.arguments(),
-        "q_heads": q_heads, "group": group, "rows": heads,
+        "q_heads": q_heads, "group": group, "rows": heads, "variant": variant,
     }  # fmt: skip
     constants = {
-        "HEAD_DIM": head_dim, "V_HEAD_DIM": v.shape[3], "BLOCK_D": block_d, "BLOCK_DV": block_dv,
+        **known, "HEAD_DIM": head_dim, "V_HEAD_DIM": v.shape[3], "BLOCK_D": block_d, "BLOCK_DV": block_dv,
         "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n),
         "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": grouped,
         "FOLDED": grid[2] > 1, "TMA": load == "tma" and q_len > 0 and kv_len > 0,
@@ -233,7 +274,9 @@ def launches(
     return [launch]
 
 
-def workspaces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def workspaces(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **variant: torch.Tensor
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Scratch tensors: none."""
     return {}
 
@@ -250,11 +293,12 @@ def flash_fwd(
     config: Mapping[str, Any] | None = None,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    **variant: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention output (batch, q_heads, q_len, v_head_dim) and natural log-sum-exp (batch, q_heads, q_len), fp32.
 
     `scale` None means 1/sqrt(head_dim); causal is `window_right=0`. `config` None takes one that compiles everywhere and is
-    not tuned. Raises `ValueError` for tensors or tunables that do not go together.
+    not tuned. `variant` is what `variants.variant_of` takes. Raises `ValueError` for tensors or tunables that do not go together.
     """
     if out is None:
         out = q.new_empty((*q.shape[:3], v.shape[3]))
@@ -265,8 +309,9 @@ def flash_fwd(
     if config is None:
         config = safe_config(q, v)
     found = launches(
-        q, k, v, out, lse, scale=scale, window_left=window_left, window_right=window_right, top_left=top_left, **config
-    )
+        q, k, v, out, lse, scale=scale, window_left=window_left, window_right=window_right, top_left=top_left, **variant,
+        **config,
+    )  # fmt: skip
     for launch in found:
         launch.run()
     return out, lse

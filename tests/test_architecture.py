@@ -9,13 +9,16 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports only from lines above its own; modules of one line may import one another without a cycle.
 LAYERS = (
-    ("errors", "problem", "stats"),
+    ("errors", "problem", "stats", "operation"),
     (
         "space",
         "device",
         "inputs",
         "oracle",
+        "loops",
         "noise",
+        "forward_noise",
+        "backward_noise",
         "bounds",
         "compare",
         "workspace",
@@ -23,7 +26,7 @@ LAYERS = (
         "sensor",
         "footprint",
     ),
-    ("operation", "outcome", "prune", "probe", "sanitizer"),
+    ("outcome", "prune", "probe", "sanitizer"),
     ("subject",),
     ("adapters", "libraries", "witness", "foreign"),
     (

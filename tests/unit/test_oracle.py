@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness import bounds, inputs, oracle
+from harness import bounds, inputs, loops, oracle
 from harness.problem import parse_problem
 
 PROBLEMS = [
@@ -24,12 +24,29 @@ PROBLEMS = [
         "b1 h2 q3 k0 d3 fp32",
         "b1 h2 q0 k3 d3 fp32 causal",
         "b0 h2 s3 d3 fp32",
+        "b2 h4/2 q5 k7 d3 fp32 softcap=1.5",
+        "b2 h4/2 q7 k5 d3 fp32 alibi causal",
+        "b2 h2/1 q7 k5 d3 fp32 alibi top-left window=3:2",
+        "b2 h4/2 q5 k7 d3 fp32 bias=bhqk causal",
+        "b2 h4/2 q5 k7 d3 fp32 bias=hk softcap=2.0",
+        "b2 h2/1 q5 k7 d3 fp32 bias=q",
+        "b2 h2/1 q5 k7 d3 fp32 bias=1",
+        "b2 h4/2 q5 k7 d3 fp32 sinks causal",
+        "b2 h3/1 q7 k4 d3 fp32 sinks causal lse-grad",
+        "b2 h4/2 q5 k7 d3 fp32 dropout=0.3 sinks",
+        "b2 h2/1 q9 k9 d3 fp32 prefix causal",
+        "b2 h2/1 q9 k7 d3 fp32 chunk=3",
+        "b2 h2/1 q7 k9 d3 fp32 chunk=4 causal top-left",
+        "b2 h2/1 q9 k11 d3 fp32 documents window=4:1",
+        "b2 h2/1 q9 k11 d3 fp32 mask=bk",
+        "b2 h2/1 q9 k11 d3 fp32 mask=bhqk causal lse-grad",
+        "b2 h4/2 q9 k8 d3 fp32 softcap=1.0 alibi bias=hqk sinks dropout=0.5 prefix chunk=5 documents mask=qk lse-grad",
     )
 ]
 
 
-def listed(tensors, *names):
-    return [tensors[name].double().tolist() for name in names]
+def listed(tensors):
+    return {name: tensor.double().tolist() for name, tensor in tensors.items()}
 
 
 def allowed(problem, tensors, name):
@@ -54,11 +71,12 @@ def assert_same(found, wanted, bound):
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_loops_over_single_elements_agree(problem):
     tensors = inputs.draw(problem, seed=1)
-    for name, loop in zip(("out", "lse"), oracle.loop_forward(problem, *listed(tensors, "q", "k", "v")), strict=True):
+    for name, loop in loops.loop_forward(problem, listed(tensors)).items():
         bound = allowed(problem, tensors, name)
         assert_same(oracle.forward(problem, tensors)[name], torch.tensor(loop, dtype=torch.float64), bound)
-    loops = oracle.loop_backward(problem, *listed(tensors, "q", "k", "v", "dout"))
-    for name, loop in zip(("dq", "dk", "dv"), loops, strict=True):
+    gradients = loops.loop_backward(problem, listed(tensors))
+    assert list(gradients) == list(oracle.gradient_names(problem))
+    for name, loop in gradients.items():
         bound = allowed(problem, tensors, name)
         assert_same(oracle.backward(problem, tensors)[name], torch.tensor(loop, dtype=torch.float64), bound)
 
@@ -69,22 +87,48 @@ def test_the_visible_pairs_are_those_the_problem_counts(problem):
     assert int(mask.sum()) == problem.visible_pairs
 
 
-def differentiable(problem, q, k, v):
-    """Attention in plain torch; rows without keys are 0 and have no gradient."""
-    keys, values = (x.repeat_interleave(problem.group, 1) for x in (k, v))
-    mask = oracle.visible_keys(problem, slice(None))
-    scores = problem.softmax_scale * q @ keys.mT
-    weights = torch.softmax(scores.masked_fill(~mask, -1e300), -1) * mask
-    return weights @ values
+def differentiable(problem, tensors):
+    """The loss sum out dout + sum lse dlse of attention in plain torch; rows without keys are 0 and have no gradient."""
+    shape = (problem.batch, problem.q_heads, problem.q_len, problem.kv_len)
+    keys, values = (tensors[name].repeat_interleave(problem.group, 1) for name in ("k", "v"))
+    mask = torch.stack([
+        oracle.visible_pairs(problem, tensors, slice(first, first + problem.q_heads), slice(0, problem.q_len)).expand(shape[1:])
+        for first in range(0, problem.batch * problem.q_heads, problem.q_heads)
+    ])  # fmt: skip
+    scores = problem.softmax_scale * tensors["q"] @ keys.mT
+    if problem.softcap:
+        scores = problem.softcap * torch.tanh(scores / problem.softcap)
+    if problem.alibi:
+        distance = torch.arange(problem.kv_len) - torch.arange(problem.q_len)[:, None] - problem.offset
+        scores = scores - tensors["slopes"][:, :, None, None] * distance.abs()
+    if problem.bias is not None:
+        scores = scores + tensors["bias"]
+    sink = torch.full((problem.q_heads,), -1e300, dtype=torch.float64)
+    sink = tensors["sinks"] if problem.sinks else sink
+    scores = torch.cat([scores.masked_fill(~mask, -1e300), sink[:, None, None].expand(*shape[:3], 1)], -1)
+    weights = torch.softmax(scores, -1)[..., :-1] * mask
+    if problem.dropout:
+        every = slice(0, problem.batch * problem.q_heads)
+        weights = weights * oracle.dropout_kept(problem, every, slice(0, problem.q_len)).view(shape)
+    loss = ((weights @ values) * tensors["dout"]).sum()
+    if problem.lse_grad:
+        seeing = mask.any(-1) | problem.sinks
+        loss = loss + (torch.logsumexp(scores, -1) * tensors["dlse"] * seeing).sum()
+    return loss
 
 
-@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.kv_len], ids=str)
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.kv_len and p.batch], ids=str)
 def test_backward_is_the_derivative_that_autograd_finds(problem):
-    tensors = inputs.draw(problem, seed=2)
-    leaves = [tensors[name].double().requires_grad_() for name in ("q", "k", "v")]
-    gradients = torch.autograd.grad(differentiable(problem, *leaves), leaves, tensors["dout"].double())
-    for (name, found), wanted in zip(oracle.backward(problem, tensors).items(), gradients, strict=True):
-        assert_same(found, wanted, allowed(problem, tensors, name))
+    tensors = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in inputs.draw(problem, seed=2).items()
+    }
+    names = [name[1:] for name in oracle.gradient_names(problem)]
+    leaves = [tensors[name].requires_grad_() for name in names]
+    gradients = torch.autograd.grad(differentiable(problem, tensors), leaves)
+    detached = {name: tensor.detach() for name, tensor in tensors.items()}
+    for (name, found), wanted in zip(oracle.backward(problem, detached).items(), gradients, strict=True):
+        assert_same(found, wanted, allowed(problem, detached, name))
 
 
 def test_the_allowed_difference_is_small_and_a_wrong_reference_exceeds_it():
@@ -102,7 +146,10 @@ def test_the_allowed_difference_is_small_and_a_wrong_reference_exceeds_it():
 STEP = 2.0**-17
 
 
-@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.kv_len and p.q_len and p.batch], ids=str)
+PLAIN = [p for p in PROBLEMS if p.kv_len and p.q_len and p.batch and not p.variants]
+
+
+@pytest.mark.parametrize("problem", PLAIN, ids=str)
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_backward_is_what_central_differences_show(problem, name):
     """Of the loss L = sum out dout, for every single element of q, k and v.
