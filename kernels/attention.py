@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import primitives
 from .operators import VARIANTS, Config, Operators, define_operators, run_backward, run_forward
@@ -83,7 +84,7 @@ def attention(
     that one which opens files has to read them beforehand. `deterministic` is part of the question.
 
     Raises `ValueError` for tensors, windows or tunables that do not go together, `NotImplementedError` for one of `VARIANTS`
-    that the kernels do not take yet and for second derivatives.
+    that the kernels do not take yet, for second derivatives and in forward mode.
     """
     return apply_operators(
         OPERATORS, q, k, v, scale=scale, band=_band(causal, window), top_left=top_left, config=config,
@@ -115,6 +116,7 @@ def apply_operators(
     q, k, v = cast.pop("q"), cast.pop("k"), cast.pop("v")
     named |= cast
     tensors = [named.pop(each.name) for each in operators.variants if each.kind == "Tensor"]
+    _refuse_tangents(q, k, v, *tensors)
     if lookup is not None:
         question = _question(q, k, v, band, top_left, deterministic, variants)
         learning = torch.is_grad_enabled() and any(
@@ -153,6 +155,16 @@ def _accepted(operators: Operators, variants: Mapping[str, Any]) -> dict[str, An
         if name not in ready and value is not None:
             raise NotImplementedError(f"the kernels do not take `{name}` yet ({known[name].meaning}): leave it out")
     return {name: variants.get(name) for name in ready}
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """Raise `NotImplementedError` in forward mode, in which PyTorch would take an operator's result for a constant."""
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "attention has no derivative in forward mode (jvp, dual numbers): take reverse mode, or an attention made of "
+                "PyTorch's own operations"
+            )
 
 
 def _autocast(device: str, tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
