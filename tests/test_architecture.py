@@ -106,6 +106,7 @@ def test_kernels_need_torch_triton_and_the_standard_library_only(path: Path) -> 
         "math",
         "typing",
         "itertools",
+        "json",
         "os",
     }
     absolute = {
