@@ -45,6 +45,7 @@ CLASSES: Mapping[str, str] = {
     "mask beyond the band": "sglang #39593",
     "online softmax": "",
     "out-of-bounds access": "triton #10573, sglang #39593",
+    "packed sequences": "flash-attention #443, #2421",
     "precision": "",
     "preprocess and stale padding": "flash-attention #2337, #2194",
     "preprocess not waited for": "flash-attention #2756",
