@@ -561,15 +561,20 @@ def flash_bwd_dbias_kernel(
     # Store
     row = own_row * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
     col = own_col * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    inside = (row < q_len) & (col < kv_len)
     if not BY_ROW:
         total = tl.sum(total, 0)[None, :]
         row = tl.zeros([1, 1], dtype=tl.int32)
+        inside = col < kv_len
     if not BY_COL:
         total = tl.sum(total, 1)[:, None]
         col = tl.zeros([1, 1], dtype=tl.int32)
+        inside = row < q_len
+    if not BY_ROW and not BY_COL:
+        inside = row == 0
     base = dbias + tl.cast(own_batch, tl.int64) * stride_dbias_batch + tl.cast(own_head, tl.int64) * stride_dbias_head
     at = base + (row.to(tl.int64) * stride_dbias_row + col.to(tl.int64) * stride_dbias_col)
-    tl.store(at, rounded(total, dbias.dtype.element_ty), mask=(row < q_len) & (col < kv_len))
+    tl.store(at, rounded(total, dbias.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["q_len", "batches"])
