@@ -110,7 +110,7 @@ class ForwardWeights:
 
 
 def forward_weights(block: oracle.Rows, terms: Terms) -> ForwardWeights:
-    rescaled = _rescalings(block.visible, terms.contract.key_block)
+    rescaled = rescalings(block.visible, terms.contract.key_block)
     if block.sink is not None:
         rescaled = rescaled + block.visible.any(-1)
     # How far a shift was below the last one: its share of the roundings is common to the keys of a block.
@@ -123,7 +123,7 @@ def forward_weights(block: oracle.Rows, terms: Terms) -> ForwardWeights:
     )
 
 
-def _rescalings(visible: Tensor, key_block: int) -> Tensor:
+def rescalings(visible: Tensor, key_block: int) -> Tensor:
     """How often the maximum of each row can grow, (n or 1, r): one less than blocks with visible keys, in any order."""
     seen, keys = visible.sum(-1), visible.shape[-1]
     position = torch.arange(keys, device=visible.device).expand_as(visible)

@@ -147,9 +147,10 @@ def flash_fwd_kernel(
     m = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
     z = tl.zeros([BLOCK_M], dtype=ACC)
     if variant.sinks is not None:
-        # A key whose value is 0, seen before all others.
+        # A key whose value is 0, seen before all others. One of -inf weighs nothing once another key is seen, and nothing else
+        # is asked of z where none is.
         m = tl.zeros([BLOCK_M], dtype=ACC) + sink_of(variant, head, ACC) * _LOG2_E
-        z = tl.where(m == float("-inf"), 0.0, z + 1.0)
+        z = z + 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_DV], dtype=ACC)
 
     # Attend
