@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+INTERPRETED = sorted(path.name for path in Path(__file__).parent.glob("interpreted_*.py"))
 # Triton 3.6 turns arrays of one element into numbers in a way that numpy will not allow for ever.
 QUIET = ("-W", "ignore:Conversion of an array with ndim:DeprecationWarning")
 # Tiles are so small that threads would only wait for each other.
@@ -21,8 +24,8 @@ def child(*command: str, folder: Path = ROOT, **environment: str) -> subprocess.
     )  # fmt: skip
 
 
-def test_interpreted() -> None:
-    name = "interpreted_operation.py"
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_interpreted(name: str) -> None:
     ran = child(
         "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", f"python_files={name}", f"tests/operation/{name}",
         *QUIET, TRITON_INTERPRET="1",
