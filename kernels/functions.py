@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import triton
 from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
@@ -57,6 +58,8 @@ def _require_callable(word: str, function: Any, parameters: int) -> None:
         raise ValueError(f"{word} must be a `@triton.jit` function, found {function!r}")
     if len(function.arg_names) != parameters:
         raise ValueError(f"{word} must have {parameters} parameters, found ({', '.join(function.arg_names)})")
+    if not any(value is triton.language for value in function.fn.__globals__.values()):
+        raise ValueError(f"the module of {word} must import triton.language, where Triton's interpreter looks for it")
 
 
 @dataclass(frozen=True, slots=True)

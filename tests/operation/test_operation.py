@@ -1,6 +1,8 @@
 """The public operation, in processes of its own, for the reason given in `tests/kernels/test_kernels.py`."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem not in ("__init__", "judging"))
 INTERPRETED = sorted(path.name for path in Path(__file__).parent.glob("interpreted_*.py"))
 # Triton 3.6 turns arrays of one element into numbers in a way that numpy will not allow for ever.
 QUIET = ("-W", "ignore:Conversion of an array with ndim:DeprecationWarning")
@@ -48,3 +51,19 @@ def test_without_a_gpu_and_without_the_interpreter() -> None:
     """Shapes are known everywhere; numbers are refused with a reason."""
     ran = child("-W", "error", "-m", "tests.operation.uses_no_gpu", PYTHONPATH=str(ROOT))
     assert ran.returncode == 0 and ran.stdout == "done\n", ran.stdout + ran.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_lie_within_their_bounds(name: str) -> None:
+    environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    ran = child("-W", "error", *QUIET, "-m", f"examples.{name}", **environment)
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
+    assert re.fullmatch(r"The largest error is 0\.\d\d of its derived bound \(.*\)\.\n", ran.stdout), ran.stdout
+
+
+def test_functions_of_the_caller_compile_for_a_gpu_that_is_not_here() -> None:
+    ran = child("-W", "error", "-m", "tests.operation.compiled_functions", PYTHONPATH=str(ROOT))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = json.loads(ran.stdout)
+    assert len(found["compiled"]) == 3 + 3 * 3 and "no_such_function" in found["refused"], found
+    assert not [kernel for kernel in found["compiled"] if kernel[2]], "spills"
