@@ -53,17 +53,19 @@ def test_without_a_gpu_and_without_the_interpreter() -> None:
     assert ran.returncode == 0 and ran.stdout == "done\n", ran.stdout + ran.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_lie_within_their_bounds(name: str) -> None:
+def test_examples_lie_within_their_bounds() -> None:
+    """One after the other in one process, which has to import PyTorch once."""
+    run = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_module(name, run_name='__main__')"
     environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    ran = child("-W", "error", *QUIET, "-m", f"examples.{name}", **environment)
+    ran = child("-W", "error", *QUIET, "-c", run, *(f"examples.{name}" for name in EXAMPLES), **environment)
     assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
-    assert re.fullmatch(r"The largest error is 0\.\d\d of its derived bound \(.*\)\.\n", ran.stdout), ran.stdout
+    said = re.findall(r"The largest error is 0\.\d\d of its derived bound \(.*\)\.\n", ran.stdout)
+    assert "".join(said) == ran.stdout and len(said) == len(EXAMPLES) >= 3, ran.stdout
 
 
 def test_functions_of_the_caller_compile_for_a_gpu_that_is_not_here() -> None:
     ran = child("-W", "error", "-m", "tests.operation.compiled_functions", PYTHONPATH=str(ROOT))
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(ran.stdout)
-    assert len(found["compiled"]) == 3 + 3 * 3 and "no_such_function" in found["refused"], found
+    assert len(found["compiled"]) == 2 + 2 * 3 and "no_such_function" in found["refused"], found
     assert not [kernel for kernel in found["compiled"] if kernel[2]], "spills"
