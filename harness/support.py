@@ -71,7 +71,7 @@ ROWS = (
     Row("dropout", {"dropout": 0.1}, (YES, NO, NO, YES)),
     Row("gradient of the log-sum-exp", {"lse_grad": True}, ("", "", YES, ""), passes=("bwd",)),
     Row("score and mask functions of the caller", {}, (NO, NO, YES, NO), keyword="functions"),
-    Row("packed sequences (cumulated lengths)", None, (YES, YES, "mask function", YES)),
+    Row("packed sequences (cumulated lengths)", {"packed": 1}, (YES, YES, "mask function", YES)),
     Row("paged keys and values", None, ("pages of 256", YES, "partly", NO)),
     Row("few queries, keys shared out among programs", {}, (YES, YES, YES, NO), kernel="flash_decode"),
 )  # fmt: skip

@@ -25,7 +25,7 @@ def _prefix(package: str) -> str:
 
 
 # Two pairs, because what PyTorch itself does on the host for a call that is differentiated grows with the square of the number
-# of arguments: 0.16 ms for the 9 of plain attention, 0.46 ms for the 28 of all variants (PyTorch 2.13).
+# of arguments: 0.16 ms for the 9 of plain attention, 0.46 ms for 28 (PyTorch 2.13).
 PLAIN = define_operators(_prefix(__package__ or ""), (), run_forward, run_backward)
 VARIED = define_operators(f"{_prefix(__package__ or '')}_varied", VARIANTS, run_forward, run_backward)
 
@@ -76,6 +76,8 @@ def attention(
     prefix: Tensor | None = None,
     q_documents: Tensor | None = None,
     kv_documents: Tensor | None = None,
+    q_starts: Tensor | None = None,
+    kv_starts: Tensor | None = None,
     chunk: int | None = None,
     dropout: float | None = None,
     dropout_seed: int | None = None,
@@ -108,6 +110,10 @@ def attention(
     `dropout` is the probability with which a weight becomes 0, after the softmax; the others are divided by 1 - dropout. Which
     ones is a function of `dropout_seed` (0 ... 2^63 - 1), batch, head, query and key alone: give every call one of its own.
 
+    Packed sequences lie one behind the other along the length of a batch of 1; q_starts and kv_starts (int32, sequences + 1) rise
+    from 0 to q_len and to kv_len, which is not checked, because they lie on the device. Each is attention of its own, whose
+    positions are counted from its beginning; bias, mask and functions cannot be combined with it.
+
     `functions` is a name that `functions.register_functions` gave to score and mask functions, `given` the tensors and numbers
     for them.
 
@@ -123,8 +129,8 @@ def attention(
     _require_seed(dropout, dropout_seed)
     named: dict[str, Any] = {
         "bias": bias, "mask": mask, "slopes": slopes, "sinks": sinks, "prefix": prefix, "q_documents": q_documents,
-        "kv_documents": kv_documents, "softcap": softcap, "chunk": chunk, "dropout": dropout or None,
-        "dropout_seed": dropout_seed if dropout else None,
+        "kv_documents": kv_documents, "q_starts": q_starts, "kv_starts": kv_starts, "softcap": softcap, "chunk": chunk,
+        "dropout": dropout or None, "dropout_seed": dropout_seed if dropout else None,
     }  # fmt: skip
     present = tuple(name for name, value in named.items() if value is not None) + (("functions",) if functions else ())
     q, k, v, named["bias"] = _autocast(q.device.type, q, k, v, bias)

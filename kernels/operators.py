@@ -51,6 +51,8 @@ VARIANTS = (
     Variant(name="prefix", kind="Tensor", meaning="how many first keys every query of a sequence sees: (batch)"),
     Variant(name="q_documents", kind="Tensor", meaning="the document of each query: (batch, q_len)"),
     Variant(name="kv_documents", kind="Tensor", meaning="the document of each key: (batch, kv_len)"),
+    Variant(name="q_starts", kind="Tensor", meaning="where packed sequences begin, and the end: int32 (sequences + 1)"),
+    Variant(name="kv_starts", kind="Tensor", meaning="the same of their keys: int32 (sequences + 1)"),
     Variant(name="softcap", kind="float", meaning="a score s becomes softcap * tanh(s / softcap)"),
     Variant(name="chunk", kind="SymInt", meaning="queries see only keys of their own chunk of so many positions"),
     Variant(name="dropout", kind="float", meaning="the probability with which a weight is dropped"),

@@ -16,7 +16,7 @@ from harness.problem import parse_problem
 from kernels import functions
 from kernels.attention import Question, attention
 from kernels.functions import register_functions
-from kernels.operators import SLOTS
+from kernels.operators import SLOTS, VARIANTS
 from tests.operation.questions import check, small
 
 interpreter.quicken()
@@ -117,7 +117,13 @@ def test_opcheck_of_the_operator() -> None:
     per_key, factor, per_query, least = asked()["given"]
     named = dict.fromkeys(("window_left", "window_right", "scale", "softcap", "chunk", "dropout", "dropout_seed"))
     named |= {"functions": "mixed", "given_kinds": "tfti", "given_floats": [factor], "given_ints": [least]}
-    tensors = [*small(), *[None] * 7, per_key, per_query, *[None] * (len(SLOTS) - 2)]
+    tensors = [
+        *small(),
+        *[None] * sum(each.kind == "Tensor" for each in VARIANTS),
+        per_key,
+        per_query,
+        *[None] * (len(SLOTS) - 2),
+    ]
     torch.library.opcheck(
         torch.ops.flashtune.attention_varied_fwd.default, tensors,
         named | {"top_left": False, "config": "", "backward_config": ""},

@@ -25,16 +25,18 @@ ALONE = (
     "softcap=1.5 fp16", "softcap=0.5 causal fp32", "alibi causal bf16", "alibi top-left window=4:6 fp32", "bias=bhqk bf16",
     "bias=hk causal fp16", "bias=1 fp32", "sinks causal bf16", "sinks fp32", "dropout=0.3 bf16", "prefix causal fp16",
     "chunk=6 bf16", "documents causal fp32", "mask=bk bf16", "mask=bhqk causal fp32", "lse-grad causal fp32", "lse-grad bf16",
+    "packed=3 causal bf16", "packed=2 window=3:5 top-left fp32",
 )  # fmt: skip
 TOGETHER = (
     "softcap=1.0 alibi bias=hqk sinks dropout=0.5 prefix chunk=7 documents mask=bqk lse-grad bf16",
+    "packed=3 causal softcap=1.0 alibi sinks dropout=0.2 prefix chunk=5 documents lse-grad fp16",
     "causal prefix documents sinks lse-grad fp32", "causal window=9 softcap=2.0 dropout=0.2 bias=bq fp16",
 )  # fmt: skip
 
 
 def described(words: str) -> problem.Problem:
     """More queries than keys: where the band is narrow, some rows see nothing."""
-    return parse_problem(f"b2 h4/2 q20 k17 d16/8 {words} bwd")
+    return parse_problem(f"{'b1' if 'packed' in words else 'b2'} h4/2 q20 k17 d16/8 {words} bwd")
 
 
 @pytest.mark.parametrize("words", [*ALONE, *TOGETHER])
@@ -234,6 +236,23 @@ def test_it_compiles_into_one_graph() -> None:
     assert all(map(torch.equal, *results))
 
 
+def test_packed_sequences_compile_into_one_graph() -> None:
+    torch._dynamo.reset()
+    q_starts, kv_starts = (torch.tensor([0, 1, end], dtype=torch.int32) for end in (3, 4))
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, q_starts=q_starts, kv_starts=kv_starts)
+
+    results = []
+    for function in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        out = function(*(tensors := small()))
+        results.append([out, *grad(out.sum(), tensors)])
+    assert all(map(torch.equal, *results))
+    q, k, v = small()
+    apart = [attention(q[:, :, a], k[:, :, b], v[:, :, b]) for a, b in ((slice(0, 1),) * 2, (slice(1, 3), slice(1, 4)))]
+    assert torch.equal(results[0][0], torch.cat(apart, 2))
+
+
 def test_it_does_not_compile_for_every_seed() -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
@@ -297,6 +316,8 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"slopes": torch.zeros(3)}, "slopes must have the shape"),
     ({"sinks": torch.zeros(3)}, "sinks must have the shape"),
     ({"prefix": torch.zeros(2)}, "prefix must have the shape"),
+    ({"q_starts": torch.tensor([0, 3], dtype=torch.int32)}, "for the queries and for the keys, or for neither"),
+    ({"q_starts": torch.tensor([0, 3]), "kv_starts": torch.tensor([0, 4])}, "q_starts must be int32"),
     ({"given": (1,)}, "given is for functions, and there are none"),
 )
 
