@@ -47,7 +47,7 @@ test-slow: setup
 
 lint: setup
 	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check harness search_spaces tests
+	@$(BIN)/ruff format --check examples harness search_spaces tests
 	@$(BIN)/mypy
 
 clean:

@@ -1,7 +1,8 @@
 """Attention kernels. Each file is self-contained: torch, triton and sibling files only, so copying the folder is enough.
 
 `attention.py` is what a library calls: one differentiable function over `flash_fwd.py` and `flash_bwd.py`, registered as PyTorch
-operators by `operators.py`. `baselines.py` holds plain attention in PyTorch, to read and to compare with; it needs no sibling.
+operators by `operators.py`; `functions.py` lets it take score and mask functions of the caller. `baselines.py` holds plain
+attention in PyTorch, to read and to compare with; it needs no sibling.
 The rest of this is for who writes a kernel.
 
 The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py`:

@@ -49,7 +49,7 @@ LAYERS = (
     ("fuzz_child", "fuzz", "mutate_judges", "mutate_child", "mutate", "in_process", "pytest_plugin"),
     ("tune",),
     ("champions",),
-    ("documents",),
+    ("documents", "support"),
     ("report", "report_proof", "report_show", "report_mutants"),
     ("commands", "proving", "mutating"),
     ("cli",),
