@@ -20,11 +20,11 @@ from .primitives import log_sum_exp, program_row, rounded, widened
 _LOG2_E = tl.constexpr(primitives.LOG2_E)
 _LOG_2 = tl.constexpr(math.log(2.0))
 
-# Elements of all parts that a program holds at once, rows that it writes, and its warps: it only streams, so this is not worth
-# a search.
-_HELD = 4096
+# Elements, parts and rows that a program holds at once, and its warps: it only streams, so this is not worth a search.
+_HELD = 8192
+_PARTS = 16
 _ROWS = 16
-_WARPS = 4
+_WARPS = 8
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def merge_launch(
     if totals is not None:
         primitives.require_shapes({"totals": (totals, outs.shape[:4])})
     block = primitives.padded(columns)
-    at_once = min(triton.next_power_of_2(max(parts, 1)), max(1, _HELD // block))
+    at_once = min(triton.next_power_of_2(max(parts, 1)), _PARTS, max(1, _HELD // block))
     rows_at_once = max(1, min(_ROWS, _HELD // (at_once * block), triton.next_power_of_2(max(length, 1))))
     grid = primitives.folded_grid(-(-length // rows_at_once), batch * heads)
     arguments = {

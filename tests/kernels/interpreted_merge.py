@@ -53,8 +53,9 @@ def check(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 37])
-def test_any_number_of_parts(count: int) -> None:
-    outs, lses = parts(count, (1, 2, 3), 24)
+@pytest.mark.parametrize("columns", [24, 600])
+def test_any_number_of_parts(count: int, columns: int) -> None:
+    outs, lses = parts(count, (1, 2, 3), columns)
     check(outs, lses, merge(outs, lses))
 
 
