@@ -22,7 +22,7 @@ from harness.inputs import Placement
 from harness.operation import operation_for, shapes
 from harness.problem import LAYOUTS, Dtype, Pass, Problem, parse_problem
 from harness.space import Config
-from harness.subject import Kernel, KernelSubject
+from harness.subject import Kernel, KernelSubject, least_keys, most_splits
 
 # History of the schema: 1 is the first.
 SCHEMA = 1
@@ -376,5 +376,9 @@ def _lies(draw: st.DrawFn, name: str, rank: int, *, shared: bool) -> Lie | None:
 
 
 def _sides(config: Mapping[str, Any]) -> list[int]:
-    sides = sorted({value for name, value in config.items() if "block" in name and isinstance(value, int)})
-    return sides or list(_FOREIGN_SIDES)
+    """Lengths around which a kernel changes what it does: sides of tiles, and the keys of which each part has one block."""
+    sides = {value for name, value in config.items() if "block" in name and isinstance(value, int)}
+    shared = least_keys(config) * most_splits(config)
+    if sides and shared <= _LIMIT:
+        sides.add(shared)
+    return sorted(sides) or list(_FOREIGN_SIDES)

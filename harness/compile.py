@@ -34,6 +34,7 @@ from harness.operation import operation_for, problem_keywords, shapes
 from harness.outcome import Artifact, Binary, CompileFailed
 from harness.problem import Layout, Problem
 from harness.space import Config
+from harness.subject import workspaces_of
 
 # What the compiler raises when it refuses a program. The middle end has no type of its own: it raises RuntimeError,
 # whose text is one of `_REFUSALS`; any other RuntimeError is not the compiler's.
@@ -78,7 +79,7 @@ def meta_launches(kernel: Any, problem: Problem, config: Config) -> Sequence[Any
     inputs = {name: tensors[name] for name in operation_for(problem).inputs}
     scratch = {
         name: torch.empty(shape, dtype=dtype, device="meta")
-        for name, (shape, dtype) in kernel.workspaces(**inputs).items()
+        for name, (shape, dtype) in workspaces_of(kernel, inputs, config).items()
     }
     found: Sequence[Any] = kernel.launches(**tensors, **scratch, **problem_keywords(problem), **config)
     return found

@@ -193,7 +193,7 @@ def _launch_ms(problem: Problem, launch: Any, binary: Binary, device: DeviceFact
         moved = _argument_bytes(launch) / (device.memory_gb_per_s * MEMORY_SUSTAINED * 1e6)
         return max(waves, moved) + LAUNCH_MS, {"programs": max(waves, moved), "launch": LAUNCH_MS}
     repeats = launch.grid[1] * launch.grid[2]
-    rows = _rows_of_program(problem, programs)
+    rows = steps.rows or _rows_of_program(problem, programs)
     plain, masked = (_step(loops, launch, resident, problem, device, rows) for loops in _loops_by_kind(binary, launch))
     stages = int(launch.options.get("num_stages", 2))
     plain_clocks, masked_clocks = (_clocks(demand, resident, stages) for demand in (plain, masked))

@@ -54,6 +54,7 @@ CLASSES: Mapping[str, str] = {
     "rows without keys": "pytorch #109517, flashinfer #4401",
     "scale": "aotriton #54, segment-anything-fast #71",
     "sinks and the gradient of the log-sum-exp": "",
+    "split keys": "flash-attention #2550, sglang #2465",
     "store": "",
     "strides ignored": "pytorch #146377, flash-attention #2189",
     "window and unequal lengths": "flash-attention #895, transformers #39408",

@@ -33,9 +33,13 @@ class RoundingContract:
     error of a quotient, `constant` the relative error that a scale, log2(e) or ln(2) has beside its rounding (fp64
     arithmetic with fp32 constants, scales of fp8 tensors). `key_block` is the number of keys between two rescalings of the
     accumulator. `chained`: a backward pass was given the out and lse of a forward kernel under the same contract;
-    otherwise the exact ones, rounded to storage and to fp32. `reproducible`: equal numbers give equal bits wherever they
-    lie (in another head or batch, with other strides), which a library that leaves sums to BLAS cannot promise.
-    `summed_delta`: delta is the sum of P dP over the keys, as a softmax that stores P computes it, and not of out dout.
+    otherwise the exact ones, rounded to storage and to fp32. `reproducible`: equal numbers give equal bits wherever
+    they lie (in another head or batch, with other strides), which a library that leaves sums to BLAS cannot promise.
+    `in_order`: the keys of a row are visited in blocks counted from the first key on, so that more keys behind the
+    last one change no rounding; not so where they are divided into parts that are added up at the end. `one_tile`: the
+    query heads of a group are rows of one tile, and the products of a tile come from BLAS (in the interpreter), which
+    may round a row by its place, so that a head with keys of its own may differ. `summed_delta`: delta is the sum of P
+    dP over the keys, as a softmax that stores P computes it, and not of out dout.
     """
 
     storage: float
@@ -54,6 +58,8 @@ class RoundingContract:
     key_block: int = 16
     chained: bool = False
     reproducible: bool = True
+    in_order: bool = True
+    one_tile: bool = False
     summed_delta: bool = False
 
 

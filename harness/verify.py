@@ -141,11 +141,9 @@ class _Watched:
     def __init__(self, kernel: Kernel, question: _Question) -> None:
         self.PASS = kernel.PASS
         self.found: list[str] = []
+        self.workspaces: Callable[..., Any] = kernel.workspaces
         self._kernel = kernel
         self._question = question
-
-    def workspaces(self, **tensors: Tensor) -> Any:
-        return self._kernel.workspaces(**tensors)
 
     def launches(self, **arguments: Any) -> Any:
         launches = list(self._kernel.launches(**arguments))

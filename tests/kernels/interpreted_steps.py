@@ -1,6 +1,7 @@
 """What launches say of themselves: steps, grids and flags against a brute-force count. Run by `test_kernels.py`."""
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,18 +12,19 @@ from hypothesis import given, settings
 from harness import oracle
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem, parse_problem
-from kernels import primitives
+from harness.subject import workspaces_of
+from kernels import flash_decode, primitives
 from kernels.launch import Launch
-from tests.kernels.cases import BACKWARD, FORWARD, KERNELS
+from tests.kernels.cases import BACKWARD, DECODE, FORWARD, KERNELS
 
 
-def launches(problem: Problem, config: Mapping[str, Any]) -> dict[str, Launch]:
+def launches(problem: Problem, config: Mapping[str, Any], kernel: ModuleType | None = None) -> dict[str, Launch]:
     """By name, on the meta device."""
     tensors = {
         name: torch.empty(shape, dtype=torch.float16, device="meta") for name, (shape, _) in shapes(problem).items()
     }
-    kernel = KERNELS[problem.pass_]
-    wanted = kernel.workspaces(**{name: tensors[name] for name in operation_for(problem).inputs})
+    kernel = kernel or KERNELS[problem.pass_]
+    wanted = workspaces_of(kernel, {name: tensors[name] for name in operation_for(problem).inputs}, config)
     scratch = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in wanted.items()}
     found = kernel.launches(**tensors, **scratch, **problem_keywords(problem), **config)
     return {launch.name: launch for launch in found}
@@ -81,6 +83,51 @@ def test_steps_are_the_blocks_of_the_band(
     assert found["flash_bwd_dq_kernel"].steps.flops_per_step == 2 * block_m * block_n * (64 + 64 + 64)
     assert found["flash_bwd_dkdv_kernel"].steps.flops_per_step == 2 * block_m * block_n * (2 * 64 + 2 * 64)
     assert found["flash_bwd_rows_kernel"].steps is None
+
+
+@settings(max_examples=200)
+@given(
+    lengths=st.tuples(st.integers(0, 9), st.integers(0, 140)),
+    window=st.tuples(sides, sides),
+    top_left=st.booleans(),
+    shape=st.tuples(st.sampled_from([1, 3, 8]), st.sampled_from([16, 32]), st.sampled_from([1, 2, 3, 7])),
+    loops=st.sampled_from(["split", "single"]),
+)
+def test_steps_of_splits_are_their_shares_of_the_blocks(
+    lengths: tuple[int, int],
+    window: tuple[int | None, int | None],
+    top_left: bool,
+    shape: tuple[int, int, int],
+    loops: str,
+) -> None:
+    group, block_n, splits = shape
+    problem = Problem(
+        batch=2, q_heads=2 * group, kv_heads=2, q_len=lengths[0], kv_len=lengths[1], head_dim=40, v_head_dim=64,
+        dtype="fp16", window_left=window[0], window_right=window[1], top_left=top_left,
+    )  # fmt: skip
+    launch = launches(problem, DECODE | {"block_n": block_n, "num_splits": splits, "loops": loops}, flash_decode)[
+        "flash_decode_kernel"
+    ]
+    seen = oracle.visible_keys(problem, slice(0, problem.q_len)).repeat_interleave(group, 0)
+    tiles = [rows.split(block_n, 1) for rows in seen.split(16)] if seen.numel() else []
+    blocks = -(-problem.kv_len // block_n)
+    anywhere = [block for block in range(blocks) if any(tile[block].any() for tile in tiles)]
+    one_loop = launch.constants["HAS_LEFT"] or (
+        loops == "single" and (launch.constants["HAS_RIGHT"] or not launch.constants["EVEN"])
+    )
+    expected = []
+    for split in range(splits):
+        each, more = divmod(len(anywhere), splits)
+        start = split * each + min(split, more)
+        mine = anywhere[start : start + each + (split < more)]
+        for tile in tiles:
+            visited = [tile[block] for block in mine if tile[block].any()]
+            plain = sum(bool(block.all()) and block.shape[1] == block_n for block in visited)
+            expected.append((0, len(visited)) if one_loop else (plain, len(visited) - plain))
+    assert launch.steps is not None
+    found = list(zip(launch.steps.plain, launch.steps.masked, strict=True))
+    assert found == (expected if tiles else [(0, 0)] * len(found))
+    assert launch.grid == (splits * -(-problem.q_len * group // 16), 4, 1)
 
 
 def test_one_loop_masks_every_step() -> None:

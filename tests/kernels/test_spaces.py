@@ -10,10 +10,11 @@ from harness.device import TARGETS
 from harness.operation import PROBLEM_KEYWORDS
 from harness.problem import parse_problem
 from harness.space import Config
-from search_spaces import flash_bwd, flash_fwd
+from search_spaces import flash_bwd, flash_decode, flash_fwd
 
 ROOT = Path(__file__).parents[2]
-SPACES = {"fwd": flash_fwd, "bwd": flash_bwd}
+SPACES = {"fwd": flash_fwd, "bwd": flash_bwd, "decode": flash_decode}
+PASSES = {"fwd": "fwd", "bwd": "bwd", "decode": "fwd"}
 PROBLEMS = [
     f"b2 h8/2 {lengths} d{head_dim} {dtype} {mask}"
     for lengths, head_dim, dtype, mask in itertools.product(
@@ -23,21 +24,21 @@ PROBLEMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pass_", SPACES)
-def test_parameters_are_the_tunables_of_the_kernel(pass_: str) -> None:
-    tree = ast.parse((ROOT / "kernels" / f"flash_{pass_}.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", SPACES)
+def test_parameters_are_the_tunables_of_the_kernel(name: str) -> None:
+    tree = ast.parse((ROOT / "kernels" / f"flash_{name}.py").read_text(encoding="utf-8"))
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "launches")
     tunables = {argument.arg for argument in function.args.kwonlyargs} - set(PROBLEM_KEYWORDS)
     for device in TARGETS.values():
-        assert set(SPACES[pass_].space(parse_problem(f"b1 h1 s64 d64 bf16 {pass_}"), device).names) == tunables
+        assert set(SPACES[name].space(parse_problem(f"b1 h1 s64 d64 bf16 {PASSES[name]}"), device).names) == tunables
 
 
 @pytest.mark.parametrize("device", TARGETS)
-@pytest.mark.parametrize("pass_", SPACES)
-def test_every_default_is_legal(device: str, pass_: str) -> None:
+@pytest.mark.parametrize("name", SPACES)
+def test_every_default_is_legal(device: str, name: str) -> None:
     for text in PROBLEMS:
-        problem = parse_problem(f"{text} {pass_}")
-        SPACES[pass_].space(problem, TARGETS[device]).check(SPACES[pass_].default(problem, TARGETS[device]))
+        problem = parse_problem(f"{text} {PASSES[name]}")
+        SPACES[name].space(problem, TARGETS[device]).check(SPACES[name].default(problem, TARGETS[device]))
 
 
 def forward(device: str, problem: str, **changes: object) -> str | None:
@@ -94,6 +95,52 @@ def test_each_rule_of_the_backward_space_removes_what_it_says() -> None:
     assert backward("h200", LONG, dkdv_warps=4, dkdv_block_m=64) == "registers"
 
 
+DECODING = "b4 h32/8 q1 k8192 d128 bf16 causal"
+
+
+def decode(device: str, problem: str, **changes: object) -> str | None:
+    parsed, target = parse_problem(problem), TARGETS[device]
+    config = Config({**flash_decode.default(parsed, target), **changes})  # type: ignore[dict-item]
+    broken = flash_decode.space(parsed, target).broken_rule(config)
+    return broken.name if broken else None
+
+
+def test_each_rule_of_the_decoding_space_removes_what_it_says() -> None:
+    assert decode("h200", DECODING) is None
+    assert decode("h200", DECODING, block_m=32) == "tile_exceeds_length"
+    assert decode("h200", DECODING, num_warps=8) == "warps_per_tile"
+    assert decode("h200", DECODING, block_n=128, num_splits=128) == "splits_exceed_blocks"
+    assert decode("h200", f"{DECODING} window=100", num_splits=4) == "splits_exceed_blocks"
+    assert decode("h200", "b4 h32/8 q512 k8192 d128 bf16", num_splits=64) == "scratch_memory"
+    assert decode("h200", DECODING, block_n=128, num_stages=5) == "shared_memory"
+    assert decode("h200", "b4 h32/8 q32 k8192 d256 bf16", block_m=128, num_warps=4) == "registers"
+
+
+@pytest.mark.parametrize("device", TARGETS)
+def test_default_splits_occupy_every_multiprocessor_and_leave_none_without_a_key_block(device: str) -> None:
+    target = TARGETS[device]
+    for batch, kv_len, q_len in itertools.product((1, 4, 64, 1000), (1, 100, 8192, 131072), (1, 4)):
+        problem = parse_problem(f"b{batch} h32/8 q{q_len} k{kv_len} d128 bf16 causal")
+        config = flash_decode.default(problem, target)
+        rows = -(-q_len * 4 // int(config["block_m"]))
+        programs, splits = batch * 8 * rows, int(config["num_splits"])
+        assert splits == 1 or splits * int(config["block_n"]) <= kv_len + int(config["block_n"])
+        assert splits == 1 or programs * splits < 2 * target.multiprocessors
+        # Either every multiprocessor has a program, or twice as many splits are not to be had.
+        doubled = Config({**config, "num_splits": 2 * splits})
+        space = flash_decode.space(problem, target)
+        legal = 2 * splits in space.params[2].values and space.broken_rule(doubled) is None
+        assert programs * splits >= target.multiprocessors or not legal
+
+
+def test_a_left_window_is_masked_in_one_loop() -> None:
+    offered = {
+        mask: flash_decode.space(parse_problem(f"b4 h32/8 q1 k8192 d128 bf16 {mask}"), TARGETS["h200"]).params[6].values
+        for mask in ("", "causal", "causal window=512")
+    }
+    assert offered == {"": ("split",), "causal": ("split", "single"), "causal window=512": ("single",)}
+
+
 @pytest.mark.parametrize("device", ["a100", "rtx4090", "mi300x"])
 def test_only_gpus_with_descriptors_are_offered_them(device: str) -> None:
     problem = parse_problem(LONG)
@@ -105,9 +152,9 @@ def test_only_gpus_with_descriptors_are_offered_them(device: str) -> None:
     assert {param.name: param.values for param in unaligned.params}["load"] == ("pointer",)
 
 
-@pytest.mark.parametrize("pass_", SPACES)
-def test_a_space_can_be_enumerated(pass_: str) -> None:
-    space = SPACES[pass_].space(parse_problem(f"{LONG} {pass_}"), TARGETS["h200"])
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_can_be_enumerated(name: str) -> None:
+    space = SPACES[name].space(parse_problem(f"{LONG} {PASSES[name]}"), TARGETS["h200"])
     census = space.census
     assert 0 < census.legal < census.size and census.size == census.legal + sum(census.pruned.values())
     assert all(param.why and not param.why.endswith(".") for param in space.params)
