@@ -6,6 +6,7 @@ to change a kernel where it lies, to guess where a piece of text has gone, and t
 """
 
 import ast
+import functools
 import json
 import queue
 import shutil
@@ -209,8 +210,13 @@ def _mutant(path: Path, stem: str, position: int, entry: dict[str, Any]) -> Muta
     return mutant
 
 
-def plant(mutant: Mutant, kernels: Path, scratch: Path) -> str:
-    """Copy the folder `kernels` into `scratch` with the bug planted; the name of the copy, a package importable from there.
+@functools.lru_cache(maxsize=8)
+def _parsed(source: str) -> ast.AST:
+    return ast.parse(source)
+
+
+def planted(mutant: Mutant, kernels: Path) -> str:
+    """The text of the mutant's file with the bug in it.
 
     Raises `UsageError` if the anchor does not occur `count` times, if the result is not Python, or is the same Python.
     """
@@ -229,8 +235,17 @@ def plant(mutant: Mutant, kernels: Path, scratch: Path) -> str:
         raise UsageError(
             f"{who}: line {error.lineno} of the changed {mutant.file} is not Python: {error.msg}"
         ) from error
-    if ast.dump(tree) == ast.dump(ast.parse(source)):
+    if ast.dump(tree) == ast.dump(_parsed(source)):
         raise UsageError(f"{who} changes the text of {mutant.file}, but not the program")
+    return changed
+
+
+def plant(mutant: Mutant, kernels: Path, scratch: Path) -> str:
+    """Copy the folder `kernels` into `scratch` with the bug planted; the name of the copy, a package importable from there.
+
+    Raises `UsageError` as `planted` does.
+    """
+    changed = planted(mutant, kernels)
     package = _copy(f"{mutant.kernel}_{mutant.name}", kernels, scratch)
     (scratch / package / mutant.file).write_text(changed, encoding="utf-8")
     return package
