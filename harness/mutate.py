@@ -157,10 +157,6 @@ class Task:
 TASKS: TypeAdapter[Task] = TypeAdapter(Task)
 TRIALS: TypeAdapter[Trial] = TypeAdapter(Trial)
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The tables
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def mutants_file(folder: Path, stem: str) -> Path:
     """Where the mutants of `folder/STEM.py` are kept."""
