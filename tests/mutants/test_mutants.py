@@ -176,7 +176,7 @@ SAMPLE = (
     ("flash_bwd", "delta made after it is read"),
     ("flash_decode", "shares overlap"),
     ("flash_decode", "parts not rescaled"),
-    ("flash_decode", "member by remainder of the queries"),
+    ("flash_decode", "mask by packed row"),
 )
 
 
