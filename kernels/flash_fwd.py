@@ -213,6 +213,7 @@ def launches(
     head_order: str,
     warp_specialize: bool,
     waves_per_eu: int,
+    maxnreg: int = 0,
 ) -> list[Launch]:
     """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring and in `variants`.
 
@@ -269,7 +270,9 @@ def launches(
     }  # fmt: skip
     launch = Launch(
         kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=constants["TMA"],
-        options=primitives.options(num_warps=num_warps, num_stages=num_stages, waves_per_eu=waves_per_eu),
+        options=primitives.options(
+            num_warps=num_warps, num_stages=num_stages, waves_per_eu=waves_per_eu, maxnreg=maxnreg
+        ),
     )  # fmt: skip
     return [launch]
 
@@ -324,5 +327,5 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     return {
         "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 1,
         "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
-        "waves_per_eu": 0,
+        "waves_per_eu": 0, "maxnreg": 0,
     }  # fmt: skip

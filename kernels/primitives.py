@@ -403,7 +403,8 @@ def require_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **same_typ
         raise ValueError(f"q must be fp16, bf16 or fp32 (or fp64 in the interpreter), found {q.dtype}")
 
 
-def options(*, num_warps: int, num_stages: int, waves_per_eu: int) -> dict[str, Any]:
-    """Compiler options; `waves_per_eu` exists on AMD only and 0 leaves it to the compiler."""
+def options(*, num_warps: int, num_stages: int, waves_per_eu: int, maxnreg: int = 0) -> dict[str, Any]:
+    """Compiler options; `waves_per_eu` exists on AMD only, `maxnreg` on NVIDIA only, and 0 leaves them to the compiler."""
     chosen = {"num_warps": num_warps, "num_stages": num_stages}
-    return chosen | ({"waves_per_eu": waves_per_eu} if waves_per_eu else {})
+    limits = {"waves_per_eu": waves_per_eu, "maxnreg": maxnreg}
+    return chosen | {name: limit for name, limit in limits.items() if limit}

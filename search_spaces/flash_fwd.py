@@ -11,6 +11,10 @@ from harness.space import Config, Param, Rule, Space
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 64
 _LEAST_KEYS = 32
+# Registers per thread, 0 for the compiler's choice: two to five blocks of four warps fit (65,536 registers, in units of 8).
+_REGISTER_LIMITS = (0, 96, 128, 168, 255)
+# What every block takes beside what it asks for (CUDA programming guide).
+_RESERVED_BYTES = 1024
 
 
 def space(problem: Problem, device: DeviceFacts) -> Space:
@@ -27,7 +31,7 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
     return Config({
         "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "load": load,
         "loops": "split", "masked_stages": min(stages, 2) if _may_mask(problem) else 1, "head_order": "outer",
-        "warp_specialize": False, "waves_per_eu": 0,
+        "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0,
     })  # fmt: skip
 
 
@@ -57,6 +61,9 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
             "a warp of its own for the loads lets two warp groups overlap softmax and products", interpreted=False,
         ),
         Param("waves_per_eu", (0,) if cuda else (0, 1, 2, 3), "fewer registers for more waves", interpreted=False),
+        Param(
+            "maxnreg", _REGISTER_LIMITS if cuda else (0,), "fewer registers let another block hide latency", interpreted=False
+        ),
     )  # fmt: skip
 
 
@@ -94,6 +101,17 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
             config["load"] == "tma" and config["num_warps"] == 4 and one_loop and deep and int(config["block_m"]) >= 64
         )
 
+    def worthwhile_limit(config: Config) -> bool:
+        limit, warps = int(config["maxnreg"]), int(config["num_warps"])
+        if limit == 0:
+            return True
+        blocks = device.registers_per_sm // (limit * warps * device.warp_size)
+        looser = min((other for other in _REGISTER_LIMITS if other > limit), default=0)
+        as_many = looser and device.registers_per_sm // (looser * warps * device.warp_size) == blocks
+        if config["warp_specialize"] or blocks < 2 or as_many or _accumulators(problem, device, config) > limit:
+            return False
+        return blocks * (_shared_bytes(problem, device, config) + _RESERVED_BYTES) <= device.shared_bytes_per_sm
+
     return (
         Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
         Rule("warps_per_tile", "more than four warps would share 16 rows", enough_rows),
@@ -104,6 +122,8 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
              specializable),
         Rule("shared_memory", "queries and the key blocks in flight do not fit a block's shared memory", fits_shared),
         Rule("registers", "scores and output alone need more registers than a thread has", fits_registers),
+        Rule("register_limit", "a limit must let another block share the multiprocessor, in its shared memory too, and hold"
+             " scores and output; specialized warps have limits of their own", worthwhile_limit),
     )  # fmt: skip
 
 

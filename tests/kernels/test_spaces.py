@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.device import TARGETS
-from harness.operation import PROBLEM_KEYWORDS
+from harness.operation import CALLER_KEYWORDS, PROBLEM_KEYWORDS
 from harness.problem import parse_problem
 from harness.space import Config
 from search_spaces import flash_bwd, flash_fwd
@@ -27,7 +27,7 @@ PROBLEMS = [
 def test_parameters_are_the_tunables_of_the_kernel(pass_: str) -> None:
     tree = ast.parse((ROOT / "kernels" / f"flash_{pass_}.py").read_text(encoding="utf-8"))
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "launches")
-    tunables = {argument.arg for argument in function.args.kwonlyargs} - set(PROBLEM_KEYWORDS)
+    tunables = {argument.arg for argument in function.args.kwonlyargs} - {*PROBLEM_KEYWORDS, *CALLER_KEYWORDS}
     for device in TARGETS.values():
         assert set(SPACES[pass_].space(parse_problem(f"b1 h1 s64 d64 bf16 {pass_}"), device).names) == tunables
 
@@ -68,6 +68,12 @@ def test_each_rule_of_the_forward_space_removes_what_it_says() -> None:
     assert forward("h200", LONG, num_warps=4, warp_specialize=True) == "warp_specialization"
     assert forward("h200", LONG, num_stages=4) == "shared_memory"
     assert forward("h200", LONG, num_warps=4) == "registers"
+    # 128 registers of 8 warps let two blocks share a multiprocessor, whose shared memory holds one of these tiles.
+    assert forward("h200", LONG, maxnreg=128) == "register_limit"
+    small = {"block_m": 64, "block_n": 64, "num_warps": 4}
+    assert forward("h200", LONG, **small, maxnreg=255) is None
+    assert forward("h200", LONG, **small, maxnreg=168) == "register_limit"
+    assert forward("h200", LONG, **small, num_stages=1, masked_stages=1, maxnreg=128) is None
 
 
 def test_configs_that_published_kernels_use_are_never_removed() -> None:
