@@ -40,16 +40,21 @@ def _attend(
     variant, batch, head, SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, RISING: tl.constexpr, TMA: tl.constexpr,
+    EVEN: tl.constexpr, RISING: tl.constexpr, TMA: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One key block: (m, z, acc) of the online softmax (Milakov and Gimelshein 2018) after keys start... start + BLOCK_N."""
     CHECK: tl.constexpr = MASKED and not EVEN
+    # Many programs read keys and values, one reads its queries.
+    KEEP: tl.constexpr = "evict_last" if HINTS else ""
 
     # Load
-    k = load_tile(k_at, start, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA)
+    k = load_tile(k_at, start, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA, KEEP)
+    if EARLY:
+        v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA, KEEP)
 
     # Score
-    s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=acc.dtype))
+    s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=acc.dtype), PRECISION)
 
     # Mask. Where scale > 0 the maximum may be taken before scaling, and scaling and shifting are one fused operation:
     # whatever rounding m has, it is the same m in p, z and the log-sum-exp. Else s must be scaled before -inf comes in.
@@ -80,11 +85,12 @@ def _attend(
     shrink = tl.exp2(m - shift)
 
     # Accumulate
-    v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA)
+    if not EARLY:
+        v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA, KEEP)
     z = z * shrink + tl.sum(p, 1)
     if variant.seed is not None:
         p = tl.where(kept(variant, batch, head, row[:, None], col[None, :]), p, 0.0)
-    acc = product(rounded(p, v.dtype), v, acc * shrink[:, None])
+    acc = product(rounded(p, v.dtype), v, acc * shrink[:, None], PRECISION)
     return m_next, z, acc
 
 
@@ -101,8 +107,9 @@ def flash_fwd_kernel(
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
-    TMA: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr, STAGES: tl.constexpr,
-    MASKED_STAGES: tl.constexpr, ACC: tl.constexpr,
+    TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
+    STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head against all keys that they see. `scale` is to base 2, or natural if scores are CHANGED; the
     mask is FREE if more than the band hides keys."""
@@ -127,10 +134,11 @@ def flash_fwd_kernel(
     q_base = q + batch * stride_q_batch + head * stride_q_head
     k_base = k + batch * stride_k_batch + kv_head * stride_k_head
     v_base = v + batch * stride_v_batch + kv_head * stride_v_head
-    q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA, WIDE)
-    k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA, WIDE)
-    v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA, WIDE)
-    q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA)
+    q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA_Q, WIDE)
+    k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA_KV, WIDE)
+    v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA_KV, WIDE)
+    ONCE: tl.constexpr = "evict_first" if HINTS else ""
+    q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA_Q, ONCE)
     m = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
     z = tl.zeros([BLOCK_M], dtype=ACC)
     if variant.sinks is not None:
@@ -152,7 +160,8 @@ def flash_fwd_kernel(
             m, z, acc = _attend(
                 q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
                 stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM,
-                BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA_KV,
+                EARLY, HINTS, PRECISION,
             )  # fmt: skip
         if ANY_MASK:
             for i in tl.range(0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES):
@@ -160,14 +169,16 @@ def flash_fwd_kernel(
                 m, z, acc = _attend(
                     q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
                     stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM,
-                    V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                    V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA_KV,
+                    EARLY, HINTS, PRECISION,
                 )  # fmt: skip
     else:
         for block in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZED):
             m, z, acc = _attend(
                 q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
                 stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM,
-                BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA_KV,
+                EARLY, HINTS, PRECISION,
             )  # fmt: skip
 
     # Store. A row that saw nothing has z = 0 and acc = 0.
@@ -214,6 +225,9 @@ def launches(
     warp_specialize: bool,
     waves_per_eu: int,
     maxnreg: int = 0,
+    v_load: str = "late",
+    cache_hints: bool = False,
+    precision: str = "ieee",
 ) -> list[Launch]:
     """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring and in `variants`.
 
@@ -224,7 +238,8 @@ def launches(
     primitives.require_inputs(q, k, v, out=out)
     primitives.require_shapes({"out": (out, (*q.shape[:3], v.shape[3])), "lse": (lse, q.shape[:3])})
     primitives.require_blocks(block_m=block_m, block_n=block_n)
-    primitives.require_choice(load=(load, ("pointer", "tma")), loops=(loops, ("split", "single")))
+    primitives.require_choice(load=(load, ("pointer", "tma", "tma_kv")), loops=(loops, ("split", "single")))
+    primitives.require_choice(v_load=(v_load, ("late", "early")), precision=(precision, ("ieee", "tf32", "tf32x3")))
     primitives.require_choice(head_order=(head_order, ("outer", "inner")))
     batch, q_heads, q_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1:3]
@@ -232,8 +247,8 @@ def launches(
     band = primitives.band_of(
         q_len, kv_len, window_left=window_left, window_right=window_right, top_left=top_left
     )
-    if load == "tma":
-        primitives.require_tma(q=q, k=k, v=v)
+    if load != "pointer":
+        primitives.require_tma(k=k, v=v, **({"q": q} if load == "tma" else {}))
     grouped = head_order == "inner" and group > 1
     block_d, block_dv = primitives.padded(head_dim), primitives.padded(v.shape[3])
     variant = variants.variant_of(
@@ -247,6 +262,8 @@ def launches(
     repeats = group if grouped else 1
     heads = batch * q_heads // repeats
     grid = primitives.folded_grid(len(plain) * repeats, heads)
+    # There is no descriptor of nothing.
+    described = load != "pointer" and q_len > 0 and kv_len > 0
     factor = scale if known["CHANGED"] else scale * primitives.LOG2_E
     steps = Steps(
         plain=tuple(count for count in plain for _ in range(repeats)),
@@ -263,13 +280,14 @@ def launches(
         **known, "HEAD_DIM": head_dim, "V_HEAD_DIM": v.shape[3], "BLOCK_D": block_d, "BLOCK_DV": block_dv,
         "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n),
         "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": grouped,
-        "FOLDED": grid[2] > 1, "TMA": load == "tma" and q_len > 0 and kv_len > 0,
+        "FOLDED": grid[2] > 1, "TMA_Q": described and load == "tma", "TMA_KV": described,
         "WIDE": primitives.needs_wide(max(block_m, block_n), q, k, v, out), "SPLIT": loops == "split",
         "SPECIALIZED": warp_specialize, "STAGES": num_stages, "MASKED_STAGES": masked_stages,
-        "ACC": primitives.accumulator(q.dtype),
+        "ACC": primitives.accumulator(q.dtype), "EARLY": v_load == "early",
+        "HINTS": cache_hints, "PRECISION": precision,
     }  # fmt: skip
     launch = Launch(
-        kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=constants["TMA"],
+        kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=described,
         options=primitives.options(
             num_warps=num_warps, num_stages=num_stages, waves_per_eu=waves_per_eu, maxnreg=maxnreg
         ),
@@ -327,5 +345,5 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     return {
         "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 1,
         "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
-        "waves_per_eu": 0, "maxnreg": 0,
+        "waves_per_eu": 0, "maxnreg": 0, "v_load": "late", "cache_hints": False, "precision": "ieee",
     }  # fmt: skip

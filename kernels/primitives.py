@@ -62,13 +62,13 @@ def widened(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, acc):
-    """acc + a b, summed in the type of acc; fp32 operands are never cut down to tf32."""
+def product(a, b, acc, PRECISION: tl.constexpr = "ieee"):
+    """acc + a b, summed in the type of acc; fp32 operands are cut down to tf32 only where PRECISION says so."""
     if INTERPRETED:
         # The interpreter multiplies bf16 as bit patterns; in the type of acc the product of 16-bit numbers is as exact.
         a = widened(a, acc.dtype)
         b = widened(b, acc.dtype)
-    return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 @triton.jit
@@ -109,9 +109,10 @@ def tile_at_zero(
 @triton.jit
 def load_tile(
     at_zero, start, length, stride_row, COLS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
-    CHECK_ROWS: tl.constexpr, TMA: tl.constexpr,
+    CHECK_ROWS: tl.constexpr, TMA: tl.constexpr, EVICT: tl.constexpr = "",
 ):  # fmt: skip
-    """Rows start... of a (length, COLS) matrix as a tile, zero outside it. Rows are only checked if CHECK_ROWS."""
+    """Rows start... of a (length, COLS) matrix as a tile, zero outside it. Rows are only checked if CHECK_ROWS; EVICT is a hint
+    for the cache that only pointers can give."""
     if TMA:
         tile = at_zero.load([start, 0])
     else:
@@ -119,13 +120,14 @@ def load_tile(
         row_inside = start + tl.arange(0, BLOCK_ROWS) < length
         col_inside = tl.arange(0, BLOCK_COLS) < COLS
         if CHECK_ROWS and COLS != BLOCK_COLS:
-            tile = tl.load(pointers, mask=row_inside[:, None] & col_inside[None, :], other=0.0)
+            inside = row_inside[:, None] & col_inside[None, :]
+            tile = tl.load(pointers, mask=inside, other=0.0, eviction_policy=EVICT)
         elif CHECK_ROWS:
-            tile = tl.load(pointers, mask=row_inside[:, None], other=0.0)
+            tile = tl.load(pointers, mask=row_inside[:, None], other=0.0, eviction_policy=EVICT)
         elif COLS != BLOCK_COLS:
-            tile = tl.load(pointers, mask=col_inside[None, :], other=0.0)
+            tile = tl.load(pointers, mask=col_inside[None, :], other=0.0, eviction_policy=EVICT)
         else:
-            tile = tl.load(pointers)
+            tile = tl.load(pointers, eviction_policy=EVICT)
     return tile
 
 

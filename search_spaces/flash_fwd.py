@@ -31,7 +31,8 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
     return Config({
         "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "load": load,
         "loops": "split", "masked_stages": min(stages, 2) if _may_mask(problem) else 1, "head_order": "outer",
-        "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0,
+        "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0, "v_load": "late",
+        "cache_hints": False, "precision": "ieee",
     })  # fmt: skip
 
 
@@ -46,7 +47,10 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
             "num_stages", (1, 2, 3, 4, 5) if cuda else (1, 2), "more key blocks in flight hide latency, for shared memory",
             interpreted=False,
         ),
-        Param("load", ("pointer", "tma") if modern else ("pointer",), "descriptors spare registers and address arithmetic"),
+        Param(
+            "load", ("pointer", "tma", "tma_kv") if modern else ("pointer",),
+            "descriptors spare registers and address arithmetic; Q is read once, and may lie in any way by pointers",
+        ),
         Param("loops", ("split", "single") if _may_mask(problem) else ("split",), "one masked loop is less code than two"),
         Param(
             "masked_stages", (1, 2) if _may_mask(problem) else (1,), "few blocks are masked, so deep prefetch rarely pays",
@@ -59,6 +63,16 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
         Param(
             "warp_specialize", (False, True) if modern and DTYPE_BYTES[problem.dtype] == 2 else (False,),
             "a warp of its own for the loads lets two warp groups overlap softmax and products", interpreted=False,
+        ),
+        Param("v_load", ("late", "early"), "values asked for before the softmax are there after it, for registers"),
+        Param(
+            "cache_hints", (False, True) if cuda else (False,),
+            "Q, which one program reads, may leave room in L1 for keys and values, which blocks beside it read too",
+            interpreted=False,
+        ),
+        Param(
+            "precision", _precisions(problem, device), "matrix units multiply fp32 with fewer bits, once or in three parts",
+            interpreted=False,
         ),
         Param("waves_per_eu", (0,) if cuda else (0, 1, 2, 3), "fewer registers for more waves", interpreted=False),
         Param(
@@ -76,7 +90,8 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
 
     def enough_rows(config: Config) -> bool:
         # Matrix instructions work on 16 rows; plain multiply-add, which fp32 takes, shares out columns as well.
-        return problem.dtype == "fp32" or int(config["num_warps"]) * 16 <= 4 * int(config["block_m"])
+        plain = problem.dtype == "fp32" and config["precision"] == "ieee"
+        return plain or int(config["num_warps"]) * 16 <= 4 * int(config["block_m"])
 
     def square_enough(config: Config) -> bool:
         tall, wide = int(config["block_m"]), int(config["block_n"])
@@ -101,6 +116,16 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
             config["load"] == "tma" and config["num_warps"] == 4 and one_loop and deep and int(config["block_m"]) >= 64
         )
 
+    def v_is_placed(config: Config) -> bool:
+        # Seen in all of 13 pairs of binaries: the pipeliner of sm_90 puts copies where it likes. Descriptors it leaves.
+        ahead = int(config["num_stages"]) > 1 and (int(config["masked_stages"]) > 1 or not _may_mask(problem))
+        placed = device.compute_capability == 90 and config["load"] == "pointer" and ahead
+        return config["v_load"] == "late" or not placed
+
+    def hint_arrives(config: Config) -> bool:
+        # Copies that run ahead, by threads or by descriptors, pass L1 by; their hints leave no trace in the code.
+        return not config["cache_hints"] or (config["load"] == "pointer" and config["num_stages"] == 1)
+
     def worthwhile_limit(config: Config) -> bool:
         limit, warps = int(config["maxnreg"]), int(config["num_warps"])
         if limit == 0:
@@ -118,6 +143,8 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         Rule("causal_tile_shape", "most of a tile this wide would lie outside the band", square_enough),
         Rule("masked_loop", "only a masked loop of its own can be pipelined on its own, and no deeper than the main loop",
              masked_loop),
+        Rule("v_placement", "copies that run ahead are placed by the compiler, to the same code (sm_90)", v_is_placed),
+        Rule("cache_hints", "only plain loads go through L1: not descriptors, nor copies that run ahead", hint_arrives),
         Rule("warp_specialization", "needs descriptors, 4 warps, 64 rows, 2 stages and one loop (Triton 3.6 fails otherwise)",
              specializable),
         Rule("shared_memory", "queries and the key blocks in flight do not fit a block's shared memory", fits_shared),
@@ -134,6 +161,13 @@ def _tma_possible(problem: Problem, device: DeviceFacts) -> bool:
     return device.compute_capability >= 90 and aligned and problem.q_len > 0 and problem.kv_len > 0
 
 
+def _precisions(problem: Problem, device: DeviceFacts) -> tuple[str, ...]:
+    """How products may be made: only fp32 has a choice, and on AMD only CDNA 3 (gfx942) has tf32."""
+    if problem.dtype != "fp32" or device.vendor != "cuda":
+        return ("ieee", "tf32") if problem.dtype == "fp32" and device.arch == "gfx942" else ("ieee",)
+    return ("ieee", "tf32", "tf32x3")
+
+
 def _may_mask(problem: Problem, block_n: int = 256) -> bool:
     """Whether some key block may need a mask: a band, or keys that `block_n` does not divide."""
     return problem.banded or problem.kv_len % block_n != 0
@@ -147,7 +181,8 @@ def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
     step = block_n * (wide + wide_v) * size
     if device.vendor != "cuda" or stages == 1:
         return block_n * min(wide, wide_v) * size
-    if device.compute_capability >= 90 and size == 2 and block_m >= 64 and int(config["num_warps"]) >= 4:
+    grouped = size == 2 or config["precision"] == "tf32"
+    if device.compute_capability >= 90 and grouped and block_m >= 64 and int(config["num_warps"]) >= 4:
         # Matrix instructions of a warp group read both operands from shared memory while later blocks arrive.
         return block_m * wide * size + stages * step
     # Elsewhere a block is copied to registers before its buffer is needed again.

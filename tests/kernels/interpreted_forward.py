@@ -94,7 +94,23 @@ def test_descriptors_and_pointers_give_equal_bits() -> None:
         "b1 h1 q5 k0 d8 fp16",
         "b1 h1 q0 k4 d8 fp16",
     ):
-        assert ask(problem, {"load": "tma"}).same_bits(ask(problem, {"load": "pointer"}))
+        plain = ask(problem)
+        assert all(ask(problem, {"load": load}).same_bits(plain) for load in ("tma", "tma_kv"))
+
+
+def test_when_and_how_tiles_are_asked_for_changes_no_bit() -> None:
+    for problem in ("b1 h2/1 q33 k50 d16/40 bf16 causal window=20", "b1 h1 q17 k40 d16 fp32"):
+        plain = ask(problem)
+        for changes in (
+            {"v_load": "early"}, {"v_load": "early", "load": "tma"}, {"cache_hints": True}, {"maxnreg": 128},
+            {"precision": "tf32"}, {"precision": "tf32x3"},
+        ):  # fmt: skip
+            assert ask(problem, changes).same_bits(plain), changes
+
+
+def test_queries_may_lie_in_any_way_where_only_keys_and_values_have_descriptors() -> None:
+    for name in ("unaligned", "transposed", "expanded columns"):
+        check(ask("b1 h2/1 q33 k50 d16 bf16 causal", {"load": "tma_kv"}, placements={"q": PLACEMENTS[name]}))
 
 
 PLACEMENTS = {
@@ -192,15 +208,17 @@ BAD_TENSORS = {
 @pytest.mark.parametrize("name", BAD_TENSORS)
 def test_descriptors_are_refused_where_the_hardware_has_none(name: str) -> None:
     placement, message = BAD_TENSORS[name]
-    with pytest.raises(ValueError, match=message):
-        ask("b1 h1 s17 d16 bf16", {"load": "tma"}, placements={"k": placement})
+    for load in ("tma", "tma_kv"):
+        with pytest.raises(ValueError, match=message):
+            ask("b1 h1 s17 d16 bf16", {"load": load}, placements={"k": placement})
 
 
 @pytest.mark.parametrize(
     "tunable, message",
     [
         ({"block_m": 24}, "power of two"), ({"block_n": 8}, "at least 16"), ({"load": "TMA"}, "pointer, tma"),
-        ({"loops": "one"}, "split, single"), ({"head_order": "up"}, "outer, inner"),
+        ({"loops": "one"}, "split, single"), ({"head_order": "up"}, "outer, inner"), ({"v_load": "first"}, "late, early"),
+        ({"precision": "fp8"}, "ieee, tf32, tf32x3"),
     ],
 )  # fmt: skip
 def test_impossible_tunables_are_refused(tunable: dict[str, object], message: str) -> None:

@@ -66,6 +66,15 @@ def test_each_rule_of_the_forward_space_removes_what_it_says() -> None:
     assert forward("h200", LONG, block_m=16, block_n=128, num_warps=4) == "causal_tile_shape"
     assert forward("h200", LONG, loops="single") == "masked_loop"
     assert forward("h200", LONG, num_warps=4, warp_specialize=True) == "warp_specialization"
+    one_loop = {"loops": "single", "masked_stages": 1, "num_warps": 4, "warp_specialize": True}
+    assert forward("h200", LONG, **one_loop, load="tma_kv") == "warp_specialization"
+    assert forward("h200", LONG, v_load="early") is None
+    assert forward("h200", LONG, v_load="early", load="pointer") == "v_placement"
+    assert forward("b200", LONG, v_load="early", load="pointer") is None
+    assert forward("h200", LONG, cache_hints=True, load="pointer") == "cache_hints"
+    plain = {"load": "pointer", "num_stages": 1, "masked_stages": 1}
+    assert forward("h200", LONG, cache_hints=True, **plain) is None
+    assert forward("h200", LONG, cache_hints=True, **plain | {"load": "tma"}) == "cache_hints"
     assert forward("h200", LONG, num_stages=4) == "shared_memory"
     assert forward("h200", LONG, num_warps=4) == "registers"
     # 128 registers of 8 warps let two blocks share a multiprocessor, whose shared memory holds one of these tiles.
@@ -105,10 +114,19 @@ def test_only_gpus_with_descriptors_are_offered_them(device: str) -> None:
     problem = parse_problem(LONG)
     offered = {param.name: param.values for param in flash_fwd.space(problem, TARGETS[device]).params}
     assert offered["load"] == ("pointer",) and offered["warp_specialize"] == (False,)
+    assert offered["cache_hints"] == ((False,) if device == "mi300x" else (False, True))
     offered = {param.name: param.values for param in flash_fwd.space(problem, TARGETS["h200"]).params}
-    assert offered["load"] == ("pointer", "tma")
+    assert offered["load"] == ("pointer", "tma", "tma_kv")
     unaligned = flash_fwd.space(parse_problem("b1 h1 s64 d100 bf16"), TARGETS["h200"])
     assert {param.name: param.values for param in unaligned.params}["load"] == ("pointer",)
+
+
+def test_only_fp32_has_a_choice_of_products() -> None:
+    for device, dtype, values in (
+        ("h200", "fp32", ("ieee", "tf32", "tf32x3")), ("mi300x", "fp32", ("ieee", "tf32")), ("h200", "bf16", ("ieee",)),
+    ):  # fmt: skip
+        space = flash_fwd.space(parse_problem(f"b1 h1 s64 d64 {dtype}"), TARGETS[device])
+        assert {param.name: param.values for param in space.params}["precision"] == values
 
 
 @pytest.mark.parametrize("pass_", SPACES)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,19 @@ def test_memory_is_fresh_or_the_same(emulated, place, same):
     assert torch.equal(first.views()["out"], earlier) != same
     third = subject.run(PROBLEM, values)
     assert torch.equal(third.outputs["out"], earlier) and third.faults == ()
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "passes"), [("ieee", 0.0, 1), ("tf32", 2.0**-9, 1), ("tf32x3", 5 * 2.0**-22, 3)]
+)
+def test_a_config_is_held_to_the_products_that_it_asks_for(emulated, precision, error, passes):
+    """On a device; the interpreter makes them all exactly, and numbers of 16 bits have no choice."""
+    subject = KernelSubject(kernel=emulated.Emulated("fwd"), config={**CONFIG, "precision": precision})
+    asked = PROBLEM.replace(dtype="fp32")
+    assert (subject.contract(asked).product, subject.contract(asked).passes) == (0.0, 1)
+    subject = replace(subject, device="cuda")
+    assert (subject.contract(asked).product, subject.contract(asked).passes) == (error, passes)
+    assert subject.contract(PROBLEM).product == 0.0
 
 
 def test_a_kernel_refuses_the_other_pass(emulated):
