@@ -28,8 +28,9 @@ class RoundingContract:
     `storage` is the unit roundoff of inputs and outputs, `tiny` the largest error of a number that is subnormal or flushed
     to zero in their format, `largest` the largest finite one. `operand` is the unit roundoff with which P and dS enter a
     second matrix product (0: they stay fp32), and `underflow` what `tiny` is for them. `product` is the relative error of
-    one product inside a matrix product (tf32), `passes` how many products a matrix unit makes of one,
-    `accumulate` the unit roundoff of sums, `matrix_factor` how many times coarser it is inside a matrix product, and `truncation` how often, per product, such a sum is truncated as a whole
+    one product inside a matrix product (tf32), `passes` how many products a matrix unit makes of one, `accumulate` the unit
+    roundoff of sums, `matrix_factor` how many times coarser it is inside a matrix product, and `truncation` how often, per
+    product, such a sum is truncated as a whole
     (matrix units do once in 4 to 32: Fasi et al. 2021, Khattak and Mikaitis 2025). `exponential` is the relative error of
     exp2 with its argument exact, `logarithm` the error of log2(z) in units of max(1, log2(z)), `division` the relative
     error of a quotient, `constant` the relative error that a scale, log2(e) or ln(2) has beside its rounding (fp64

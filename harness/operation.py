@@ -44,7 +44,7 @@ ADDED_INPUTS = tuple(name for inputs, _ in _ADDED.values() for name in inputs)
 _ALWAYS = ("scale", "window_left", "window_right", "top_left")
 PROBLEM_KEYWORDS = (*_ALWAYS, "softcap", "chunk", "dropout", "dropout_seed")
 # Keywords of `launches` that are for callers: no part of a problem, and no tunables.
-CALLER_KEYWORDS = ("functions",)
+CALLER_KEYWORDS = ("functions", "multiprocessors")
 
 # Any number whose halves both matter.
 DROPOUT_SEED = 0x2545F4914F6CDD1D

@@ -33,6 +33,9 @@ PASS = "fwd"
 
 _LOG2_E = tl.constexpr(primitives.LOG2_E)
 
+# So many tiles and more have programs of their own, where numbers of tiles could leave 32 bits.
+_MOST_TILES = 1 << 30
+
 
 @triton.jit
 def _attend(
@@ -94,33 +97,33 @@ def _attend(
     return m_next, z, acc
 
 
-@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads"])
-def flash_fwd_kernel(
+@triton.jit
+def _attend_tile(
+    position, blocks, head_row,
     q, k, v, out, lse,
     stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
     stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
     stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
     stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
     stride_lse_batch, stride_lse_head, stride_lse_row,
-    scale, q_len, kv_len, offset, left, right, q_heads, group, rows, variant,
+    scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
     SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
+    EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr,
     TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
     STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M queries of one head against all keys that they see. `scale` is to base 2, or natural if scores are CHANGED; the
-    mask is FREE if more than the band hides keys."""
-    # Position: heavy blocks first; heads of a group are neighbours, so that they find their keys in the cache.
-    position = tl.program_id(0)
-    blocks = tl.num_programs(0)
-    head_row = program_row(rows, FOLDED)
+    """BLOCK_M queries of one head against all keys that they see: the tile at `position` of `blocks` in `head_row`."""
+    # Position: heavy blocks first; heads that take turns are neighbours, so that they find their keys in the cache.
     if GROUPED:
-        head_row = head_row * group + position % group
-        position = position // group
-        blocks = blocks // group
+        heads = group
+        if together is not None:
+            heads = together
+        head_row = head_row * heads + position % heads
+        position = position // heads
+        blocks = blocks // heads
     if REVERSED:
         position = blocks - 1 - position
     batch = (head_row // q_heads).to(tl.int64)
@@ -191,6 +194,63 @@ def flash_fwd_kernel(
     tl.store(lse_at, log_sum_exp(m, z).to(lse.dtype.element_ty), mask=row < q_len)
 
 
+@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads", "width", "together"])
+def flash_fwd_kernel(
+    q, k, v, out, lse,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
+    stride_lse_batch, stride_lse_head, stride_lse_row,
+    scale, q_len, kv_len, offset, left, right, q_heads, group, rows, width, together, variant,
+    SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
+    TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
+    STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries for each program; or, if there is a `width`, all tiles in turn, of which that many lie along the first
+    axis. `scale` is to base 2, or natural if scores are CHANGED; the mask is FREE if more than the band hides keys."""
+    if width is not None:
+        # Every other round deals backwards, so that who got much in one gets little in the next.
+        program = tl.program_id(0)
+        programs = tl.num_programs(0)
+        rounds = width * rows // programs
+        place = tl.where(rounds % 2 == 0, program, programs - 1 - program)
+        rounds = rounds + tl.where(place < width * rows - rounds * programs, 1, 0)
+        for i in tl.range(0, rounds):
+            tile = i * programs + tl.where(i % 2 == 0, program, programs - 1 - program)
+            _attend_tile(
+                tile % width, width, tile // width,
+                q, k, v, out, lse,
+                stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+                stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+                stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+                stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
+                stride_lse_batch, stride_lse_head, stride_lse_row,
+                scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
+                SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
+                EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
+                HINTS, PRECISION,
+            )  # fmt: skip
+    else:
+        _attend_tile(
+            tl.program_id(0), tl.num_programs(0), program_row(rows, FOLDED),
+            q, k, v, out, lse,
+            stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+            stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+            stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+            stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
+            stride_lse_batch, stride_lse_head, stride_lse_row,
+            scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
+            SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
+            EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
+            HINTS, PRECISION,
+        )  # fmt: skip
+
+
 def launches(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -225,9 +285,12 @@ def launches(
     warp_specialize: bool,
     waves_per_eu: int,
     maxnreg: int = 0,
+    groups_together: int = 1,
+    programs_per_sm: int = 0,
     v_load: str = "late",
     cache_hints: bool = False,
     precision: str = "ieee",
+    multiprocessors: int | None = None,
 ) -> list[Launch]:
     """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring and in `variants`.
 
@@ -249,7 +312,7 @@ def launches(
     )
     if load != "pointer":
         primitives.require_tma(k=k, v=v, **({"q": q} if load == "tma" else {}))
-    grouped = head_order == "inner" and group > 1
+    together = group * math.gcd(groups_together, batch * kv_heads) if head_order == "inner" else 1
     block_d, block_dv = primitives.padded(head_dim), primitives.padded(v.shape[3])
     variant = variants.variant_of(
         q, k, softcap=softcap, chunk=chunk, dropout=dropout, dropout_seed=dropout_seed, slopes=slopes, bias=bias,
@@ -259,27 +322,32 @@ def launches(
     plain, masked = primitives.band_steps(band, block_m, block_n)
     if known["FREE"] or (loops == "single" and any(masked)):
         plain, masked = (0,) * len(plain), tuple(map(sum, zip(plain, masked, strict=True)))
-    repeats = group if grouped else 1
-    heads = batch * q_heads // repeats
-    grid = primitives.folded_grid(len(plain) * repeats, heads)
+    rows, width = batch * q_heads // together, len(plain) * together
+    grid = primitives.folded_grid(width, rows)
+    plain, masked = (tuple(count for count in counts for _ in range(together)) for counts in (plain, masked))
+    tiles = None
+    persistent = programs_per_sm > 0 and width * rows < _MOST_TILES
+    if persistent:
+        grid = (min(width * rows, programs_per_sm * (multiprocessors or primitives.multiprocessors(q.device))), 1, 1)
+        plain, masked, tiles = primitives.dealt_steps(plain, masked, rows, grid[0])
     # There is no descriptor of nothing.
     described = load != "pointer" and q_len > 0 and kv_len > 0
     factor = scale if known["CHANGED"] else scale * primitives.LOG2_E
     steps = Steps(
-        plain=tuple(count for count in plain for _ in range(repeats)),
-        masked=tuple(count for count in masked for _ in range(repeats)),
+        plain=plain, masked=masked, tiles=tiles,
         flops_per_step=2 * block_m * block_n * (block_d + block_dv),
     )
     arguments = {
         "q": q, "k": k, "v": v, "out": out, "lse": lse,
         **primitives.strides(q=q, k=k, v=v, out=out, lse=lse),
         "scale": factor, "q_len": q_len, "kv_len": kv_len, **band.arguments(),
-        "q_heads": q_heads, "group": group, "rows": heads, "variant": variant,
+        "q_heads": q_heads, "group": group, "rows": rows, "width": width if persistent else None,
+        "together": together if together != group else None, "variant": variant,
     }  # fmt: skip
     constants = {
         **known, "HEAD_DIM": head_dim, "V_HEAD_DIM": v.shape[3], "BLOCK_D": block_d, "BLOCK_DV": block_dv,
         "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n),
-        "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": grouped,
+        "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": together > 1,
         "FOLDED": grid[2] > 1, "TMA_Q": described and load == "tma", "TMA_KV": described,
         "WIDE": primitives.needs_wide(max(block_m, block_n), q, k, v, out), "SPLIT": loops == "split",
         "SPECIALIZED": warp_specialize, "STAGES": num_stages, "MASKED_STAGES": masked_stages,
@@ -345,5 +413,5 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     return {
         "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 1,
         "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
-        "waves_per_eu": 0, "maxnreg": 0, "v_load": "late", "cache_hints": False, "precision": "ieee",
+        "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1, "programs_per_sm": 0, "v_load": "late", "cache_hints": False, "precision": "ieee",
     }  # fmt: skip

@@ -24,6 +24,7 @@ class Steps:
     plain: tuple[int, ...]
     masked: tuple[int, ...]
     flops_per_step: int
+    tiles: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -297,6 +297,22 @@ def band_steps(band: Band, block_rows: int, block_columns: int) -> tuple[tuple[i
     return plain, tuple(every - some for every, some in zip(whole, plain, strict=True))
 
 
+@functools.lru_cache(maxsize=256)
+def dealt_steps(
+    plain: tuple[int, ...], masked: tuple[int, ...], rows: int, programs: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Plain steps, masked steps and tiles of each of `programs` programs that share `rows` rows of tiles, dealt out round by
+    round, every other round backwards; a tile at position i of its row has plain[i] and masked[i] steps."""
+    width = len(plain)
+    found = []
+    for program in range(programs):
+        there, back = program, 2 * programs - 1 - program
+        mine = [*range(there, width * rows, 2 * programs), *range(back, width * rows, 2 * programs)]
+        found.append((sum(plain[tile % width] for tile in mine), sum(masked[tile % width] for tile in mine), len(mine)))
+    first, second, third = zip(*found, strict=True) if found else ((), (), ())
+    return first, second, third
+
+
 def longest_last(band: Band) -> bool:
     """Whether later row blocks have more to do, so that they had better start first."""
     return band.right is not None
@@ -307,6 +323,12 @@ def longest_last(band: Band) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _GRID_LIMIT = 65535
+
+
+@functools.lru_cache(maxsize=16)
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a GPU has; 1 where programs are interpreted, one after the other, or only described."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def padded(head_dim: int) -> int:
