@@ -218,6 +218,13 @@ def _varied(
 ) -> Problem:
     problem = draw(plain)
     chosen = draw(st.lists(st.sampled_from(variants), min_size=1, max_size=_MOST_VARIANTS, unique=True))
+    if "dropout" in chosen:
+        # Random numbers take as long in the interpreter as all the rest.
+        heads = min(problem.kv_heads, 2)
+        problem = problem.replace(batch=min(problem.batch, 2), kv_heads=heads, q_heads=heads * min(problem.group, 2))
+    if "packed" in chosen:
+        problem = problem.replace(batch=1)
+        chosen = [name for name in chosen if name not in ("bias", "mask")]
     return problem.replace(**{name: draw(_VARIANTS[name](sides)) for name in chosen})
 
 
@@ -234,6 +241,7 @@ _VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
     "chunk": lambda sides: _lengths(sides).map(lambda length: max(length, 1)),
     "documents": lambda sides: st.just(value=True),
     "mask": lambda sides: st.sampled_from(_SOME),
+    "packed": lambda sides: st.sampled_from((3, 1, 2, 5)),
     "lse_grad": lambda sides: st.just(value=True),
 }
 
@@ -266,9 +274,9 @@ def _cases(
     problem = shape(draw(problems(dtype, _sides(config))))
     operation = operation_for(problem)
     # Descriptors need aligned rows of stride 1, so what a config asks them for lies as the layout says.
-    bound = described(config, operation.tensors)
+    bound = (*described(config, operation.tensors), *inputs.FIXED)
     free = tuple(name for name in operation.tensors if name not in bound)
-    drawn = tuple(name for name in operation.inputs if name not in ("out", "lse"))
+    drawn = tuple(name for name in operation.inputs if name not in ("out", "lse", *inputs.FIXED))
     ranks = {name: len(shape) for name, (shape, _) in shapes(problem).items()}
     lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in drawn))) is not None}
     patch = st.builds(
@@ -330,6 +338,8 @@ def like(wanted: Problem) -> Shape:
         if wanted.chunk:
             # Lengths are drawn, so this takes several values.
             added["chunk"] = max(1, min(wanted.chunk, problem.kv_len // 2 + 5))
+        if wanted.packed:
+            added |= {"batch": 1, "packed": min(wanted.packed, 1 + (problem.q_len + problem.kv_len) % 5)}
         return problem.replace(
             head_dim=wanted.head_dim,
             v_head_dim=wanted.v_head_dim,

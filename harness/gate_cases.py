@@ -52,6 +52,8 @@ _ODD: Mapping[str, tuple[tuple[int, ...], int]] = {
     "prefix": ((0,), 0),
     "q_documents": ((1, 0), 3),
     "kv_documents": ((1, 0), 1),
+    "q_starts": ((0,), 0),
+    "kv_starts": ((0,), 0),
 }
 # Triton compiles other code for strides that 16 does not divide, and descriptors need rows of whole 16 bytes.
 _ALIGNED = 16
@@ -148,6 +150,7 @@ def _ragged(problem: Problem, blocks: Blocks) -> Problem:
         window_left=_least(problem.window_left, span // 2 + 3),
         window_right=_least(problem.window_right, span // 4 + 1),
         chunk=_least(problem.chunk, span // 2 + 7),
+        packed=_least(problem.packed, 3),
     )
 
 
@@ -168,7 +171,8 @@ def _short(problem: Problem, blocks: Blocks) -> Problem:
     if right is not None and not problem.top_left:
         q_len = right + 2
     return problem.replace(
-        batch=2, kv_heads=heads, q_heads=heads * _group(problem, 2), q_len=q_len, kv_len=kv_len, window_left=left,
+        batch=2 if problem.packed is None else 1, packed=_least(problem.packed, 2), kv_heads=heads,
+        q_heads=heads * _group(problem, 2), q_len=q_len, kv_len=kv_len, window_left=left,
         window_right=None if problem.causal else right, chunk=_least(problem.chunk, blocks.span // 4 + 3),
     )  # fmt: skip
 
@@ -227,7 +231,7 @@ def _similar(problem: Problem, blocks: Blocks) -> Problem:
     return problem.replace(
         batch=1, kv_heads=1, q_heads=_group(problem, 2), q_len=q_len, kv_len=kv_len, window_left=left,
         window_right=None if problem.causal else right,
-        chunk=None if problem.chunk is None else _shortened(problem.chunk, span, span),
+        chunk=None if problem.chunk is None else _shortened(problem.chunk, span, span), packed=_least(problem.packed, 4),
     )  # fmt: skip
 
 

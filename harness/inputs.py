@@ -258,7 +258,12 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 # The position of a name seeds its stream: append only.
-_STREAMS = ("q", "k", "v", "dout", "slopes", "bias", "sinks", "prefix", "q_documents", "kv_documents", "mask", "dlse")
+_STREAMS = (
+    "q", "k", "v", "dout", "slopes", "bias", "sinks", "prefix", "q_documents", "kv_documents", "mask", "dlse", "q_starts",
+    "kv_starts",
+)  # fmt: skip
+# What must not be changed at will: starts of sequences rise from 0 to a length, and lie one behind the other.
+FIXED = ("q_starts", "kv_starts")
 
 # Lengths of documents, and shares of a mask that are visible: from next to nothing to all.
 _DOCUMENTS = (3, 17, 70)
@@ -269,8 +274,15 @@ def _drawn_masks(problem: Problem, name: str, shape: tuple[int, ...], generator:
     """Integers and truth values, whatever the recipe.
 
     Documents are runs of equal numbers, which may come back, as they must for queries and keys to be of one; sometimes each
-    position has its own. Masks leave a drawn share visible, and whole rows invisible now and then.
+    position has its own. Masks leave a drawn share visible, and whole rows invisible now and then. Some packed sequences are
+    empty.
     """
+    if name in FIXED:
+        total = problem.q_len if name == "q_starts" else problem.kv_len
+        cuts = np.sort(generator.integers(0, total + 1, shape[0] - 2))
+        # One of them empty, if there are several.
+        cuts[1:2] = cuts[:1]
+        return np.concatenate([[0], cuts, [total]])
     if name == "prefix":
         return generator.integers(0, problem.kv_len + 2, shape)
     if name == "mask":

@@ -198,14 +198,17 @@ def _far(subject: Subject, case: Case) -> Asked:
     """
     ours = _ours(subject)
     rng = np.random.default_rng([case.seed, len(case.config)])
-    names = [name for name in operation_for(case.asked).inputs if name != "lse"]
+    names = [name for name in operation_for(case.asked).inputs if name not in ("lse", *inputs.FIXED)]
     name, axis = names[int(rng.integers(len(names)))], int(rng.integers(3))
     axis = min(axis, len(shapes(case.asked)[name][0]) - 1)
+    if case.asked.packed is not None:
+        # There is one batch only.
+        axis = max(axis, 1) if len(shapes(case.asked)[name][0]) > 1 else 0
     sides = [side for key, side in case.config.items() if "block" in key and isinstance(side, int)]
     side = max([_LEAST_SIDE, *sides])
     rows = side + _FAR_ROWS
     problem = case.asked.replace(
-        batch=3 if axis == 0 else 1,
+        batch=3 if axis == 0 and case.asked.packed is None else 1,
         kv_heads=3 if axis == 1 and name in ("k", "v") else 1,
         q_heads=3 if axis == 1 else 1,
         q_len=rows if axis == 2 else max(1, min(case.asked.q_len, rows)),

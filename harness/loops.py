@@ -122,14 +122,29 @@ def _row(problem: Problem, lists: Lists, b: int, h: int, i: int) -> _Row:
     return _Row(b, h, i, pairs, highest + math.log(total), math.fsum(math.exp(s - highest) for s in sinks) / total)
 
 
+def _located(problem: Problem, lists: Lists, i: int, j: int) -> tuple[int, int] | None:
+    """The key position of the diagonal of query i, and that of key j, within their sequence; None if they share none."""
+    if problem.packed is None:
+        return (i if problem.top_left else i + problem.kv_len - problem.q_len), j
+    q_starts, kv_starts = lists["q_starts"], lists["kv_starts"]
+    for s in range(problem.packed):
+        if q_starts[s] <= i < q_starts[s + 1] and kv_starts[s] <= j < kv_starts[s + 1]:
+            longer = (kv_starts[s + 1] - kv_starts[s]) - (q_starts[s + 1] - q_starts[s])
+            return int(i - q_starts[s] + (0 if problem.top_left else longer)), int(j - kv_starts[s])
+    return None
+
+
 def _visible(problem: Problem, lists: Lists, b: int, h: int, i: int, j: int) -> bool:
-    diagonal = i if problem.top_left else i + problem.kv_len - problem.q_len
+    located = _located(problem, lists, i, j)
+    if located is None:
+        return False
+    diagonal, position = located
     low = -math.inf if problem.window_left is None else diagonal - problem.window_left
     right = 0 if problem.causal else problem.window_right
     high = math.inf if right is None else diagonal + right
-    if not low <= j <= high and not (problem.prefix and j < lists["prefix"][b]):
+    if not low <= position <= high and not (problem.prefix and position < lists["prefix"][b]):
         return False
-    if problem.chunk is not None and diagonal // problem.chunk != j // problem.chunk:
+    if problem.chunk is not None and diagonal // problem.chunk != position // problem.chunk:
         return False
     if problem.documents and lists["q_documents"][b][i] != lists["kv_documents"][b][j]:
         return False
@@ -144,8 +159,9 @@ def _score(problem: Problem, lists: Lists, pair: tuple[int, int, int, int], prod
         score = problem.softcap * math.tanh(product / problem.softcap)
         slope = 1.0 / math.cosh(min(abs(product / problem.softcap), 300.0)) ** 2
     if problem.alibi:
-        diagonal = i if problem.top_left else i + problem.kv_len - problem.q_len
-        score -= lists["slopes"][b][h] * abs(j - diagonal)
+        located = _located(problem, lists, i, j)
+        assert located is not None
+        score -= lists["slopes"][b][h] * abs(located[1] - located[0])
     if problem.bias is not None:
         score += _of_pair(lists["bias"], problem.bias, b, h, i, j)
     return score, slope

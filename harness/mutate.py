@@ -17,6 +17,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -45,6 +46,7 @@ CLASSES: Mapping[str, str] = {
     "mask beyond the band": "sglang #39593",
     "online softmax": "",
     "out-of-bounds access": "triton #10573, sglang #39593",
+    "packed sequences": "flash-attention #443, #2421",
     "precision": "",
     "preprocess and stale padding": "flash-attention #2337, #2194",
     "preprocess not waited for": "flash-attention #2756",
@@ -74,7 +76,8 @@ class Mutant:
     """A planted bug of the kernel file `kernel`: in `file`, `anchor` becomes `replacement`, all `count` times that it occurs.
 
     `class_` is one of `CLASSES`; `passes` are those whose results the text can change; `needs` says what a problem or a run
-    must have to be affected; `equivalent` is the argument that nothing is, for a mutant that no judge can be blamed for.
+    must have to be affected; `variants` are fields of a problem, one of which it must have for the text to be carried out;
+    `equivalent` is the argument that nothing is, for a mutant that no judge can be blamed for.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Mutant:
     why: str
     passes: tuple[Pass, ...]
     needs: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     count: int = 1
     equivalent: str = ""
 
@@ -94,7 +98,8 @@ class Mutant:
 class Trial:
     """What one judge said of one mutant (or of the kernel as it is).
 
-    `how` it was killed ("" if not), after how many `cases` that the judge had something to say about, the last included;
+    `how` it was killed ("" if not), after how many `cases`, the last included; of those that were `asked`, and not left out
+    because they cannot be affected, the ones count that the judge had something to say about.
     `alarms` counts the cases it objected to, which is more than one only if it was not stopped at the first. `by` names the
     judges that objected, which are several where the judge is the whole suite.
     """
@@ -104,6 +109,7 @@ class Trial:
     cases: int
     alarms: int
     seconds: float
+    asked: int = 0
     detail: str = ""
     by: tuple[str, ...] = ()
 
@@ -292,11 +298,22 @@ def measure_alarms(
 
 def _measure_one(children: "_Children", mutant: Mutant, package: str, asked: Asked) -> MutantResult:
     began = time.monotonic()
-    trials = tuple(children.ask(package, mutant.kernel, judge, cases, stop=True) for judge, cases in asked.items())
+    trials = []
+    for judge, cases in asked.items():
+        # A case that does not carry the text out is passed by the kernel as it is, so it counts without being asked.
+        able = [position for position, case in enumerate(cases) if affects(mutant, case)]
+        trial = children.ask(package, mutant.kernel, judge, [cases[position] for position in able], stop=True)
+        left_out = able[trial.asked - 1] + 1 - trial.asked if trial.asked else 0
+        trials.append(replace(trial, cases=trial.cases + left_out))
     return MutantResult(
-        name=mutant.name, kernel=mutant.kernel, equivalent=bool(mutant.equivalent), trials=trials,
+        name=mutant.name, kernel=mutant.kernel, equivalent=bool(mutant.equivalent), trials=tuple(trials),
         seconds=time.monotonic() - began,
     )  # fmt: skip
+
+
+def affects(mutant: Mutant, case: Case) -> bool:
+    """Whether a case can carry out the text that a mutant changes."""
+    return not mutant.variants or any(name in case.asked.variants for name in mutant.variants)
 
 
 class _Children:

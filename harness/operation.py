@@ -35,6 +35,7 @@ _ADDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prefix": (("prefix",), ()),
     "documents": (("q_documents", "kv_documents"), ()),
     "mask": (("mask",), ()),
+    "packed": (("q_starts", "kv_starts"), ()),
 }
 # Inputs of both passes beside q, k and v.
 ADDED_INPUTS = tuple(name for inputs, _ in _ADDED.values() for name in inputs)
@@ -76,14 +77,15 @@ def shapes(problem: Problem) -> dict[str, tuple[tuple[int, ...], str]]:
         "slopes": (problem.batch, problem.q_heads), "bias": pair_shape(problem, problem.bias),
         "dbias": pair_shape(problem, problem.bias), "sinks": (problem.q_heads,), "dsinks": (problem.q_heads,),
         "prefix": (problem.batch,), "q_documents": (problem.batch, problem.q_len),
-        "kv_documents": (problem.batch, problem.kv_len), "mask": pair_shape(problem, problem.mask),
+        "kv_documents": (problem.batch, problem.kv_len), "q_starts": ((problem.packed or 0) + 1,),
+        "kv_starts": ((problem.packed or 0) + 1,), "mask": pair_shape(problem, problem.mask),
     }  # fmt: skip
     return {name: (every[name], _STORED.get(name, problem.dtype)) for name in operation_for(problem).tensors}
 
 
 _STORED: Mapping[str, str] = {
     **dict.fromkeys(("lse", "dlse", "slopes", "sinks", "dsinks"), "fp32"),
-    **dict.fromkeys(("prefix", "q_documents", "kv_documents"), "int32"),
+    **dict.fromkeys(("prefix", "q_documents", "kv_documents", "q_starts", "kv_starts"), "int32"),
     "mask": "bool",
 }
 

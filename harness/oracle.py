@@ -87,9 +87,13 @@ class Slopes:
 def visible_keys(problem: Problem, queries: slice, *, device: torch.device | str = "cpu") -> Tensor:
     """The band of the queries in `queries`: (r, kv_len) bool, true where query sees key."""
     first, last, _ = queries.indices(problem.q_len)
-    diagonal = torch.arange(first, last, device=device)[:, None] + problem.offset
-    key = torch.arange(problem.kv_len, device=device)[None, :]
-    seen = torch.ones(last - first, problem.kv_len, dtype=torch.bool, device=device)
+    diagonal = torch.arange(first, last, device=device) + problem.offset
+    return _in_band(problem, diagonal, torch.arange(problem.kv_len, device=device))
+
+
+def _in_band(problem: Problem, diagonal: Tensor, key: Tensor) -> Tensor:
+    diagonal, key = diagonal[:, None], key[None, :]
+    seen = torch.ones(len(diagonal), key.shape[1], dtype=torch.bool, device=key.device)
     if problem.window_left is not None:
         seen &= key >= diagonal - problem.window_left
     if problem.right is not None:
@@ -97,20 +101,53 @@ def visible_keys(problem: Problem, queries: slice, *, device: torch.device | str
     return seen
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Positions:
+    """Of some queries, the key position of their diagonal (r); of all keys, their position (Skv); counted within their
+    sequences, which `query_sequence` (r) and `key_sequence` (Skv) say."""
+
+    diagonal: Tensor
+    key: Tensor
+    query_sequence: Tensor
+    key_sequence: Tensor
+
+
+def positions(problem: Problem, tensors: Mapping[str, Tensor], queries: slice) -> Positions:
+    """Where some queries, and all keys, stand in their sequences."""
+    device = tensors["q"].device
+    query = torch.arange(queries.start, queries.stop, device=device)
+    key = torch.arange(problem.kv_len, device=device)
+    if problem.packed is None:
+        nothing = torch.zeros_like
+        return Positions(
+            diagonal=query + problem.offset, key=key, query_sequence=nothing(query), key_sequence=nothing(key)
+        )
+    q_starts, kv_starts = (tensors[name].long().contiguous() for name in ("q_starts", "kv_starts"))
+    # Of sequences that begin at one place, all but the last are empty.
+    ours, theirs = (
+        torch.searchsorted(starts, place, right=True) - 1 for starts, place in ((q_starts, query), (kv_starts, key))
+    )
+    offset = 0 if problem.top_left else (kv_starts.diff() - q_starts.diff())[ours]
+    return Positions(
+        diagonal=query - q_starts[ours] + offset, key=key - kv_starts[theirs], query_sequence=ours, key_sequence=theirs
+    )
+
+
 def visible_pairs(problem: Problem, tensors: Mapping[str, Tensor], heads: slice, queries: slice) -> Tensor:
     """The mask of some query heads, counted over batch and head together, and queries: (n, r, kv_len) bool, true where query
     sees key; n is 1 where all heads see the same."""
-    device = tensors["q"].device
-    seen = visible_keys(problem, queries, device=device)[None]
+    at = positions(problem, tensors, queries)
+    seen = _in_band(problem, at.diagonal, at.key)[None]
     if not problem.freely_masked:
         return seen
-    batch = torch.arange(heads.start, heads.stop, device=device) // problem.q_heads
-    key = torch.arange(problem.kv_len, device=device)
+    batch = torch.arange(heads.start, heads.stop, device=seen.device) // problem.q_heads
     if problem.prefix:
-        seen = seen | (key < tensors["prefix"][batch][:, None])[:, None]
+        seen = seen | (at.key < tensors["prefix"][batch][:, None])[:, None]
     if problem.chunk is not None:
-        position = torch.arange(queries.start, queries.stop, device=device) + problem.offset
-        seen = seen & (position.div(problem.chunk, rounding_mode="floor")[:, None] == key // problem.chunk)
+        chunk = at.diagonal.div(problem.chunk, rounding_mode="floor")
+        seen = seen & (chunk[:, None] == at.key // problem.chunk)
+    if problem.packed is not None:
+        seen = seen & (at.query_sequence[:, None] == at.key_sequence)
     if problem.documents:
         seen = seen & (tensors["q_documents"][batch][:, queries, None] == tensors["kv_documents"][batch][:, None])
     if problem.mask is not None:
@@ -237,8 +274,8 @@ def _steps(problem: Problem, tensors: Mapping[str, Tensor], products: Tensor, he
     if problem.alibi:
         head = torch.arange(heads.start, heads.stop, device=products.device)
         slopes_ = tensors["slopes"][head // problem.q_heads, head % problem.q_heads].double()
-        query = torch.arange(queries.start, queries.stop, device=products.device)[:, None]
-        distance = torch.arange(problem.kv_len, device=products.device) - query - problem.offset
+        at = positions(problem, tensors, queries)
+        distance = at.key - at.diagonal[:, None]
         added.append(-slopes_[:, None, None] * distance.abs())
     if problem.bias is not None:
         added.append(pairs(problem, tensors["bias"], heads, queries).double())

@@ -51,6 +51,9 @@ class Problem:
     hides what is in another chunk of so many positions (i + offset, and j); `documents` gives every query and key a number,
     and hides what has another one; `mask` is a boolean tensor with the axes in its letters ("bk" is key padding).
 
+    `packed`: so many sequences lie one behind the other in a batch of 1, and q_len and kv_len are the sums of their lengths.
+    Each is a problem of its own, whose positions are counted from its beginning.
+
     `lse_grad`: a backward problem is also given the gradient of the log-sum-exp. Raises `ProblemError` when impossible.
     """
 
@@ -78,6 +81,7 @@ class Problem:
     chunk: int | None = None
     documents: bool = False
     mask: str | None = None
+    packed: int | None = None
     lse_grad: bool = False
 
     def __post_init__(self) -> None:
@@ -96,7 +100,7 @@ class Problem:
             object.__setattr__(self, "causal", True)
             object.__setattr__(self, "window_right", None)
         positioned = self.banded or self.alibi or self.chunk is not None
-        if self.top_left and (self.q_len == self.kv_len or not positioned):
+        if self.top_left and ((self.q_len == self.kv_len and self.packed is None) or not positioned):
             object.__setattr__(self, "top_left", False)
 
     @property
@@ -122,7 +126,8 @@ class Problem:
     @property
     def freely_masked(self) -> bool:
         """Whether more than the band decides which pairs are visible."""
-        return self.prefix or self.documents or self.chunk is not None or self.mask is not None
+        beyond = (self.chunk, self.mask, self.packed)
+        return self.prefix or self.documents or any(part is not None for part in beyond)
 
     @property
     def offset(self) -> int:
@@ -136,7 +141,11 @@ class Problem:
 
     @property
     def visible_pairs(self) -> int:
-        """Number of (query, key) pairs of one head inside the band. What masks beyond it hide is not counted off."""
+        """Number of (query, key) pairs of one head inside the band. What masks beyond it hide is not counted off; packed
+        sequences are taken as equally long."""
+        if self.packed is not None:
+            lengths = {"q_len": self.q_len // self.packed, "kv_len": self.kv_len // self.packed}
+            return self.packed * self.replace(packed=None, **lengths).visible_pairs
         upper = self.q_len * self.kv_len
         if self.right is not None:
             upper = _clamped_sum(self.offset + self.right + 1, self.q_len, self.kv_len)
@@ -281,10 +290,16 @@ def _read_window(word: str, text: str) -> dict[str, Any]:
 # that take a number.
 _PLAIN: Mapping[str, Any] = {
     "softcap": None, "alibi": False, "bias": None, "sinks": False, "dropout": 0.0, "prefix": False, "chunk": None,
-    "documents": False, "mask": None, "lse_grad": False,
+    "documents": False, "mask": None, "packed": None, "lse_grad": False,
 }  # fmt: skip
 _FLAGS = ("alibi", "sinks", "prefix", "documents", "lse_grad")
-_NUMBERS: Mapping[str, type[int] | type[float]] = {"scale": float, "softcap": float, "dropout": float, "chunk": int}
+_NUMBERS: Mapping[str, type[int] | type[float]] = {
+    "scale": float,
+    "softcap": float,
+    "dropout": float,
+    "chunk": int,
+    "packed": int,
+}
 
 
 def _variant_word(problem: Problem, name: str) -> str:
@@ -301,6 +316,8 @@ def _check_variants(problem: Problem) -> None:
         raise ProblemError(f"dropout must be at least 0 and below 1, found {problem.dropout}")
     if problem.chunk is not None and not 1 <= problem.chunk <= _COUNT_LIMIT:
         raise ProblemError(f"chunk must be a whole number of at least 1, found {problem.chunk}")
+    if problem.packed is not None:
+        _check_packed(problem)
     for name in ("bias", "mask"):
         letters = getattr(problem, name)
         if letters is not None and letters != "".join(letter for letter in PAIR_AXES if letter in letters):
@@ -310,6 +327,22 @@ def _check_variants(problem: Problem) -> None:
             )
     if problem.lse_grad and problem.pass_ == "fwd":
         raise ProblemError("a forward problem is given no gradient of the log-sum-exp", hint="leave out `lse-grad`")
+
+
+def _check_packed(problem: Problem) -> None:
+    if problem.packed is None or not 1 <= problem.packed <= _COUNT_LIMIT:
+        raise ProblemError(f"packed must be a whole number of at least 1, found {problem.packed}")
+    if problem.batch != 1:
+        raise ProblemError(
+            f"packed sequences lie in a batch of 1, found {problem.batch}",
+            hint="write `b1`; qN and kN are sums of lengths",
+        )
+    for name in ("bias", "mask"):
+        if getattr(problem, name) is not None:
+            raise ProblemError(
+                f"packed sequences cannot be combined with a {name}",
+                hint="use documents, or a batch entry per sequence",
+            )
 
 
 def _pair(letter: str, first: int, second: int) -> str:

@@ -37,11 +37,13 @@ from .primitives import (
 from .variants import (
     Functions,
     Variant,
+    bounds_of,
     changed_scores,
     kept,
     key_blocks,
     narrowed,
     query_blocks,
+    sequence_of,
     sink_of,
     through_scores,
 )
@@ -145,9 +147,10 @@ def _member_and_index(i, count, GROUPED: tl.constexpr):
 @triton.jit
 def _gather_dkdv(
     k, v, dk, dv, q_at, do_at, lse_base, delta_base, member, start, key, scale, q_len, kv_len, offset, left, right,
-    variant, batch, first_head, SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr,
-    FREE: tl.constexpr, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row, stride_lse_head, stride_lse_row,
-    stride_delta_head, stride_delta_row,
+    variant, batch, first_head, q_first, kv_first,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
+    stride_lse_head, stride_lse_row, stride_delta_head, stride_delta_row,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, GROUPED: tl.constexpr, TMA: tl.constexpr,
@@ -184,7 +187,9 @@ def _gather_dkdv(
     if MASKED:
         seen = visible(key[:, None], query[None, :], offset, left, right, q_len, HAS_LEFT, HAS_RIGHT, EVEN)
         if FREE:
-            seen = narrowed(seen, variant, batch, head, query[None, :], key[:, None], -offset, q_len, kv_len, ALLOWED)
+            seen = narrowed(
+                seen, variant, batch, head, query[None, :], key[:, None], -offset, q_len, kv_len, q_first, kv_first, ALLOWED
+            )  # fmt: skip
         s = tl.where(seen, s, float("-inf"))
 
     # Softmax
@@ -196,7 +201,7 @@ def _gather_dkdv(
     )
     used = p
     if variant.seed is not None:
-        keep = kept(variant, batch, head, query[None, :], key[:, None])
+        keep = kept(variant, batch, head, query[None, :] + q_first, key[:, None] + kv_first)
         used = tl.where(keep, p * variant.kept_scale, 0.0)
     dv = product(rounded(used, do.dtype), do, dv)
     dp = product(v, tl.trans(do), tl.zeros([k.shape[0], BLOCK_M], dtype=dk.dtype))
@@ -236,12 +241,23 @@ def flash_bwd_dkdv_kernel(
     head_row = program_row(rows, FOLDED)
     batch = (head_row // kv_heads).to(tl.int64)
     kv_head = (head_row % kv_heads).to(tl.int64)
+    q_first = 0
+    kv_first = 0
+    if variant.kv_starts is not None:
+        sequence, position = sequence_of(
+            variant.kv_starts, variant.sequences, variant.search_steps, position, BLOCK_N
+        )  # fmt: skip
+        q_first, q_len = bounds_of(variant.q_starts, sequence)
+        kv_first, kv_len = bounds_of(variant.kv_starts, sequence)
+        offset = 0
+        if variant.bottom_right is not None:
+            offset = q_len - kv_len
     start_n = position * BLOCK_N
     key = start_n + tl.arange(0, BLOCK_N)
 
     # Load
-    k_base = k + batch * stride_k_batch + kv_head * stride_k_head
-    v_base = v + batch * stride_v_batch + kv_head * stride_v_head
+    k_base = k + batch * stride_k_batch + kv_head * stride_k_head + tl.cast(kv_first, tl.int64) * stride_k_row
+    v_base = v + batch * stride_v_batch + kv_head * stride_v_head + tl.cast(kv_first, tl.int64) * stride_v_row
     k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA, WIDE)
     v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA, WIDE)
     k_tile = load_tile(k_at, start_n, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, True, TMA)
@@ -257,10 +273,11 @@ def flash_bwd_dkdv_kernel(
     # One walk over all heads of the group, not a loop in a loop: blocks of the next head arrive during the last ones of
     # this head, and fewer numbers are kept in registers.
     head = kv_head * group
-    q_base = q + batch * stride_q_batch + head * stride_q_head
-    do_base = dout + batch * stride_dout_batch + head * stride_dout_head
+    q_base = q + batch * stride_q_batch + head * stride_q_head + tl.cast(q_first, tl.int64) * stride_q_row
+    do_base = dout + batch * stride_dout_batch + head * stride_dout_head + tl.cast(q_first, tl.int64) * stride_dout_row
     lse_base = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head
-    delta_base = delta + batch * stride_delta_batch + head * stride_delta_head
+    lse_base += tl.cast(q_first, tl.int64) * stride_lse_two_row
+    delta_base = delta + batch * stride_delta_batch + head * stride_delta_head + tl.cast(q_first, tl.int64) * stride_delta_row
     q_at = _member_tiles_at_zero(
         q_base, group, q_len, stride_q_head, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, GROUPED, TMA, WIDE
     )
@@ -276,11 +293,11 @@ def flash_bwd_dkdv_kernel(
     for i in tl.range(0, group * plain, num_stages=STAGES):
         member, index = _member_and_index(i, plain, GROUPED)
         dk_sum, dv_sum = _gather_dkdv(
-            k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, (plain_first + index) * BLOCK_M,
-            key, scale, q_len, kv_len, offset, left, right, variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED, FREE,
-            stride_q_head, stride_q_row, stride_dout_head, stride_dout_row, stride_lse_two_head, stride_lse_two_row,
-            stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT,
-            HAS_RIGHT, EVEN, GROUPED, TMA,
+            k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, (plain_first + index) *
+            BLOCK_M, key, scale, q_len, kv_len, offset, left, right, variant, batch, head, q_first, kv_first, SCORE,
+            SLOPE, ALLOWED, CHANGED, FREE, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
+            stride_lse_two_head, stride_lse_two_row, stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM,
+            BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA,
         )  # fmt: skip
     if HAS_LEFT or HAS_RIGHT or FREE or not EVEN:
         masked = last - first - plain
@@ -288,16 +305,16 @@ def flash_bwd_dkdv_kernel(
             member, index = _member_and_index(i, masked, GROUPED)
             block = masked_block(index, first, plain_first, plain_last, HAS_LEFT)
             dk_sum, dv_sum = _gather_dkdv(
-                k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, block * BLOCK_M, key, scale,
-                q_len, kv_len, offset, left, right, variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED, FREE,
-                stride_q_head, stride_q_row, stride_dout_head, stride_dout_row, stride_lse_two_head, stride_lse_two_row,
-                stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM, BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT,
-                HAS_RIGHT, EVEN, GROUPED, TMA,
+                k_tile, v_tile, dk_sum, dv_sum, q_at, do_at, lse_base, delta_base, member, block * BLOCK_M, key,
+                scale, q_len, kv_len, offset, left, right, variant, batch, head, q_first, kv_first, SCORE, SLOPE,
+                ALLOWED, CHANGED, FREE, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
+                stride_lse_two_head, stride_lse_two_row, stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM,
+                BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA,
             )  # fmt: skip
 
     # Store
-    dk_base = dk + batch * stride_dk_batch + kv_head * stride_dk_head
-    dv_base = dv + batch * stride_dv_batch + kv_head * stride_dv_head
+    dk_base = dk + batch * stride_dk_batch + kv_head * stride_dk_head + tl.cast(kv_first, tl.int64) * stride_dk_row
+    dv_base = dv + batch * stride_dv_batch + kv_head * stride_dv_head + tl.cast(kv_first, tl.int64) * stride_dv_row
     dk_sum = dk_sum * natural_scale
     store_tile(dk_sum, dk_base, start_n, kv_len, stride_dk_row, stride_dk_col, HEAD_DIM, BLOCK_N, BLOCK_D, WIDE)
     store_tile(dv_sum, dv_base, start_n, kv_len, stride_dv_row, stride_dv_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, WIDE)
@@ -305,9 +322,9 @@ def flash_bwd_dkdv_kernel(
 
 @triton.jit
 def _score_slopes(
-    q, k, v, do, lse, delta, query, key, scale, q_len, kv_len, offset, left, right, variant, batch, head,
-    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
-    MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN: tl.constexpr,
+    q, k, v, do, lse, delta, query, key, scale, q_len, kv_len, offset, left, right, variant, batch, head, q_first,
+    kv_first, SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE:
+    tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of scores, queries by keys: of what a bias is added to, and of the scaled products."""
     # Score
@@ -323,7 +340,9 @@ def _score_slopes(
     if MASKED:
         seen = visible(query[:, None], key[None, :], offset, left, right, kv_len, HAS_LEFT, HAS_RIGHT, EVEN)
         if FREE:
-            seen = narrowed(seen, variant, batch, head, query[:, None], key[None, :], offset, q_len, kv_len, ALLOWED)
+            seen = narrowed(
+                seen, variant, batch, head, query[:, None], key[None, :], offset, q_len, kv_len, q_first, kv_first, ALLOWED
+            )  # fmt: skip
         s = tl.where(seen, s, float("-inf"))
 
     # Softmax
@@ -332,7 +351,8 @@ def _score_slopes(
     # Slopes
     dp = product(do, tl.trans(v), tl.zeros([q.shape[0], k.shape[0]], dtype=lse.dtype))
     if variant.seed is not None:
-        dp = tl.where(kept(variant, batch, head, query[:, None], key[None, :]), dp * variant.kept_scale, 0.0)
+        keep = kept(variant, batch, head, query[:, None] + q_first, key[None, :] + kv_first)
+        dp = tl.where(keep, dp * variant.kept_scale, 0.0)
     ds = p * (dp - delta[:, None])
     added = ds
     if CHANGED:
@@ -343,10 +363,11 @@ def _score_slopes(
 @triton.jit
 def _gather_dq(
     q, do, lse, delta, dq, k_at, v_at, start, query, scale, q_len, kv_len, offset, left, right, stride_k_row,
-    stride_v_row, variant, batch, head, SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED:
-    tl.constexpr, FREE: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D:
-    tl.constexpr, BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN:
-    tl.constexpr, TMA: tl.constexpr,
+    stride_v_row, variant, batch, head, q_first, kv_first,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """What keys start... start + BLOCK_N add to dq."""
     CHECK: tl.constexpr = MASKED and not EVEN
@@ -357,8 +378,8 @@ def _gather_dq(
 
     key = start + tl.arange(0, BLOCK_N)
     _, ds = _score_slopes(
-        q, k, v, do, lse, delta, query, key, scale, q_len, kv_len, offset, left, right, variant, batch, head, SCORE,
-        SLOPE, ALLOWED, CHANGED, FREE, MASKED, HAS_LEFT, HAS_RIGHT, EVEN,
+        q, k, v, do, lse, delta, query, key, scale, q_len, kv_len, offset, left, right, variant, batch, head, q_first,
+        kv_first, SCORE, SLOPE, ALLOWED, CHANGED, FREE, MASKED, HAS_LEFT, HAS_RIGHT, EVEN,
     )  # fmt: skip
     return product(rounded(ds, k.dtype), k, dq)
 
@@ -390,22 +411,34 @@ def flash_bwd_dq_kernel(
     head = head_row % q_heads
     kv_head = (head // group).to(tl.int64)
     head = head.to(tl.int64)
+    q_first = 0
+    kv_first = 0
+    if variant.q_starts is not None:
+        sequence, position = sequence_of(
+            variant.q_starts, variant.sequences, variant.search_steps, position, BLOCK_M
+        )  # fmt: skip
+        q_first, q_len = bounds_of(variant.q_starts, sequence)
+        kv_first, kv_len = bounds_of(variant.kv_starts, sequence)
+        offset = 0
+        if variant.bottom_right is not None:
+            offset = kv_len - q_len
     start_m = position * BLOCK_M
     query = start_m + tl.arange(0, BLOCK_M)
 
     # Load
-    q_base = q + batch * stride_q_batch + head * stride_q_head
-    do_base = dout + batch * stride_dout_batch + head * stride_dout_head
-    k_base = k + batch * stride_k_batch + kv_head * stride_k_head
-    v_base = v + batch * stride_v_batch + kv_head * stride_v_head
+    q_base = q + batch * stride_q_batch + head * stride_q_head + tl.cast(q_first, tl.int64) * stride_q_row
+    do_base = dout + batch * stride_dout_batch + head * stride_dout_head + tl.cast(q_first, tl.int64) * stride_dout_row
+    k_base = k + batch * stride_k_batch + kv_head * stride_k_head + tl.cast(kv_first, tl.int64) * stride_k_row
+    v_base = v + batch * stride_v_batch + kv_head * stride_v_head + tl.cast(kv_first, tl.int64) * stride_v_row
     q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA, WIDE)
     do_at = tile_at_zero(do_base, q_len, stride_dout_row, stride_dout_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, TMA, WIDE)
     k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA, WIDE)
     v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA, WIDE)
     q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA)
     do_tile = load_tile(do_at, start_m, q_len, stride_dout_row, V_HEAD_DIM, BLOCK_M, BLOCK_DV, True, TMA)
-    lse_at = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head + query.to(tl.int64) * stride_lse_two_row
-    delta_at = delta + batch * stride_delta_batch + head * stride_delta_head + query.to(tl.int64) * stride_delta_row
+    row = (query + q_first).to(tl.int64)
+    lse_at = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head + row * stride_lse_two_row
+    delta_at = delta + batch * stride_delta_batch + head * stride_delta_head + row * stride_delta_row
     lse_row = tl.load(lse_at, mask=query < q_len, other=float("inf"))
     delta_row = tl.load(delta_at, mask=query < q_len, other=0.0)
     dq_sum = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACC)
@@ -422,20 +455,22 @@ def flash_bwd_dq_kernel(
     for block in tl.range(plain_first, plain_last, num_stages=STAGES):
         dq_sum = _gather_dq(
             q_tile, do_tile, lse_row, delta_row, dq_sum, k_at, v_at, block * BLOCK_N, query, scale, q_len, kv_len,
-            offset, left, right, stride_k_row, stride_v_row, variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED, FREE,
-            HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+            offset, left, right, stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, SLOPE,
+            ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT,
+            EVEN, TMA,
         )  # fmt: skip
     if HAS_LEFT or HAS_RIGHT or FREE or not EVEN:
         for i in tl.range(0, plain_first - first + last - plain_last, num_stages=STAGES):
             block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
             dq_sum = _gather_dq(
                 q_tile, do_tile, lse_row, delta_row, dq_sum, k_at, v_at, block * BLOCK_N, query, scale, q_len, kv_len,
-                offset, left, right, stride_k_row, stride_v_row, variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED,
-                FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, TMA,
+                offset, left, right, stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE,
+                SLOPE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT,
+                HAS_RIGHT, EVEN, TMA,
             )  # fmt: skip
 
     # Store
-    dq_base = dq + batch * stride_dq_batch + head * stride_dq_head
+    dq_base = dq + batch * stride_dq_batch + head * stride_dq_head + tl.cast(q_first, tl.int64) * stride_dq_row
     dq_sum = dq_sum * natural_scale
     store_tile(dq_sum, dq_base, start_m, q_len, stride_dq_row, stride_dq_col, HEAD_DIM, BLOCK_M, BLOCK_D, WIDE)
 
@@ -519,22 +554,27 @@ def flash_bwd_dbias_kernel(
         delta_row = tl.load(delta_at, mask=query < q_len, other=0.0)
         added, _ = _score_slopes(
             q_tile, k_tile, v_tile, do_tile, lse_row, delta_row, query, key, scale, q_len, kv_len, offset, left, right,
-            variant, batch, head, SCORE, SLOPE, ALLOWED, CHANGED, FREE, True, HAS_LEFT, HAS_RIGHT, False,
+            variant, batch, head, 0, 0, SCORE, SLOPE, ALLOWED, CHANGED, FREE, True, HAS_LEFT, HAS_RIGHT, False,
         )  # fmt: skip
         total += added
 
     # Store
     row = own_row * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
     col = own_col * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    inside = (row < q_len) & (col < kv_len)
     if not BY_ROW:
         total = tl.sum(total, 0)[None, :]
         row = tl.zeros([1, 1], dtype=tl.int32)
+        inside = col < kv_len
     if not BY_COL:
         total = tl.sum(total, 1)[:, None]
         col = tl.zeros([1, 1], dtype=tl.int32)
+        inside = row < q_len
+    if not BY_ROW and not BY_COL:
+        inside = row == 0
     base = dbias + tl.cast(own_batch, tl.int64) * stride_dbias_batch + tl.cast(own_head, tl.int64) * stride_dbias_head
     at = base + (row.to(tl.int64) * stride_dbias_row + col.to(tl.int64) * stride_dbias_col)
-    tl.store(at, rounded(total, dbias.dtype.element_ty), mask=(row < q_len) & (col < kv_len))
+    tl.store(at, rounded(total, dbias.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["q_len", "batches"])
@@ -583,6 +623,8 @@ def launches(
     q_documents: torch.Tensor | None = None,
     kv_documents: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    q_starts: torch.Tensor | None = None,
+    kv_starts: torch.Tensor | None = None,
     dlse: torch.Tensor | None = None,
     dbias: torch.Tensor | None = None,
     dsinks: torch.Tensor | None = None,
@@ -634,7 +676,8 @@ def launches(
     tensors = {"q": q, "k": k, "v": v, "lse_two": lse_two, "dout": dout, "delta": delta}
     variant = variants.variant_of(
         q, k, softcap=softcap, chunk=chunk, dropout=dropout, dropout_seed=dropout_seed, slopes=slopes, bias=bias,
-        sinks=sinks, prefix=prefix, q_documents=q_documents, kv_documents=kv_documents, mask=mask, functions=functions,
+        sinks=sinks, prefix=prefix, q_documents=q_documents, kv_documents=kv_documents, mask=mask,
+        q_starts=q_starts, kv_starts=kv_starts, top_left=top_left, functions=functions,
     )  # fmt: skip
     if functions is not None and functions.score is not None and functions.slope is None:
         raise ValueError("a backward pass needs the slope of the caller's score function: give Functions(slope=...)")
@@ -668,7 +711,7 @@ class _Asked:
     @property
     def constants(self) -> dict[str, Any]:
         slope = self.functions.slope if self.functions else None
-        return {**variants.constants(self.variant, self.functions), "SLOPE": slope}
+        return {**variants.constants(self.variant, self.functions), **variants.ragged(self.variant), "SLOPE": slope}
 
 
 @dataclass(frozen=True, slots=True)
@@ -766,8 +809,9 @@ def _dbias_launch(tensors: Mapping[str, torch.Tensor], dbias: torch.Tensor, aske
     arguments = _arguments(tensors, {"dbias": dbias}, asked)
     arguments |= {"batches": batch, "q_heads": q_heads, "group": q_heads // k.shape[1], "rows": math.prod(dbias.shape[:2])}
     del arguments["natural_scale"]
+    known = {name: value for name, value in asked.constants.items() if name != "EVEN"}
     constants = {
-        **asked.constants, "HEAD_DIM": q.shape[3], "V_HEAD_DIM": v.shape[3], "BLOCK_D": primitives.padded(q.shape[3]),
+        **known, "HEAD_DIM": q.shape[3], "V_HEAD_DIM": v.shape[3], "BLOCK_D": primitives.padded(q.shape[3]),
         "BLOCK_DV": primitives.padded(v.shape[3]), "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
         "HAS_LEFT": asked.band.left is not None, "HAS_RIGHT": asked.band.right is not None,
         "BY_BATCH": by[0], "BY_HEAD": by[1], "BY_ROW": by[2], "BY_COL": by[3], "FOLDED": grid[2] > 1,
@@ -795,7 +839,7 @@ def _dsinks_launch(tensors: Mapping[str, torch.Tensor], dsinks: torch.Tensor, va
 
 def _steps(asked: _Asked, band: Band, block_rows: int, block_columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Plain and masked steps; where more than the band hides, all are masked, and no more than those of the band counted."""
-    plain, masked = primitives.band_steps(band, block_rows, block_columns)
+    plain, masked = variants.packed_steps(asked.variant, band, block_rows, block_columns)
     if not asked.constants["FREE"]:
         return plain, masked
     return (0,) * len(plain), tuple(map(sum, zip(plain, masked, strict=True)))

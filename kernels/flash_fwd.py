@@ -27,7 +27,7 @@ from .primitives import (
     tile_at_zero,
     visible,
 )
-from .variants import Functions, changed_scores, kept, key_blocks, narrowed, sink_of
+from .variants import Functions, bounds_of, changed_scores, kept, key_blocks, narrowed, sequence_of, sink_of
 
 PASS = "fwd"
 
@@ -40,11 +40,10 @@ _MOST_TILES = 1 << 30
 @triton.jit
 def _attend(
     q, k_at, v_at, start, m, z, acc, row, scale, q_len, kv_len, offset, left, right, stride_k_row, stride_v_row,
-    variant, batch, head, SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
-    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, RISING: tl.constexpr, TMA: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    variant, batch, head, q_first, kv_first, SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr,
+    FREE: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN: tl.constexpr,
+    RISING: tl.constexpr, TMA: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One key block: (m, z, acc) of the online softmax (Milakov and Gimelshein 2018) after keys start... start + BLOCK_N."""
     CHECK: tl.constexpr = MASKED and not EVEN
@@ -75,7 +74,9 @@ def _attend(
     if MASKED:
         seen = visible(row[:, None], col[None, :], offset, left, right, kv_len, HAS_LEFT, HAS_RIGHT, EVEN)
         if FREE:
-            seen = narrowed(seen, variant, batch, head, row[:, None], col[None, :], offset, q_len, kv_len, ALLOWED)
+            seen = narrowed(
+                seen, variant, batch, head, row[:, None], col[None, :], offset, q_len, kv_len, q_first, kv_first, ALLOWED
+            )  # fmt: skip
         s = tl.where(seen, s, float("-inf"))
 
     # Softmax
@@ -92,7 +93,7 @@ def _attend(
         v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA, KEEP)
     z = z * shrink + tl.sum(p, 1)
     if variant.seed is not None:
-        p = tl.where(kept(variant, batch, head, row[:, None], col[None, :]), p, 0.0)
+        p = tl.where(kept(variant, batch, head, row[:, None] + q_first, col[None, :] + kv_first), p, 0.0)
     acc = product(rounded(p, v.dtype), v, acc * shrink[:, None], PRECISION)
     return m_next, z, acc
 
@@ -130,13 +131,24 @@ def _attend_tile(
     head = head_row % q_heads
     kv_head = (head // group).to(tl.int64)
     head = head.to(tl.int64)
+    q_first = 0
+    kv_first = 0
+    if variant.q_starts is not None:
+        sequence, position = sequence_of(
+            variant.q_starts, variant.sequences, variant.search_steps, position, BLOCK_M
+        )  # fmt: skip
+        q_first, q_len = bounds_of(variant.q_starts, sequence)
+        kv_first, kv_len = bounds_of(variant.kv_starts, sequence)
+        offset = 0
+        if variant.bottom_right is not None:
+            offset = kv_len - q_len
     start_m = position * BLOCK_M
     row = start_m + tl.arange(0, BLOCK_M)
 
     # Load
-    q_base = q + batch * stride_q_batch + head * stride_q_head
-    k_base = k + batch * stride_k_batch + kv_head * stride_k_head
-    v_base = v + batch * stride_v_batch + kv_head * stride_v_head
+    q_base = q + batch * stride_q_batch + head * stride_q_head + tl.cast(q_first, tl.int64) * stride_q_row
+    k_base = k + batch * stride_k_batch + kv_head * stride_k_head + tl.cast(kv_first, tl.int64) * stride_k_row
+    v_base = v + batch * stride_v_batch + kv_head * stride_v_head + tl.cast(kv_first, tl.int64) * stride_v_row
     q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA_Q, WIDE)
     k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA_KV, WIDE)
     v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA_KV, WIDE)
@@ -162,35 +174,35 @@ def _attend_tile(
         for block in tl.range(plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED):
             m, z, acc = _attend(
                 q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
-                stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM,
-                BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA_KV,
-                EARLY, HINTS, PRECISION,
+                stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED, FREE,
+                HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
+                TMA_KV, EARLY, HINTS, PRECISION,
             )  # fmt: skip
         if ANY_MASK:
             for i in tl.range(0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES):
                 block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
                 m, z, acc = _attend(
                     q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
-                    stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM,
-                    V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA_KV,
-                    EARLY, HINTS, PRECISION,
+                    stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED,
+                    FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
+                    TMA_KV, EARLY, HINTS, PRECISION,
                 )  # fmt: skip
     else:
         for block in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZED):
             m, z, acc = _attend(
                 q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
-                stride_k_row, stride_v_row, variant, batch, head, SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM,
-                BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA_KV,
-                EARLY, HINTS, PRECISION,
+                stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED, FREE,
+                HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
+                TMA_KV, EARLY, HINTS, PRECISION,
             )  # fmt: skip
 
     # Store. A row that saw nothing has z = 0 and acc = 0.
-    out_base = out + batch * stride_out_batch + head * stride_out_head
+    out_base = out + batch * stride_out_batch + head * stride_out_head + tl.cast(q_first, tl.int64) * stride_out_row
     o = acc / tl.where(z > 0, z, 1.0)[:, None]
     if variant.seed is not None:
         o = o * variant.kept_scale
     store_tile(o, out_base, start_m, q_len, stride_out_row, stride_out_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, WIDE)
-    lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + row.to(tl.int64) * stride_lse_row
+    lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + (row + q_first).to(tl.int64) * stride_lse_row
     tl.store(lse_at, log_sum_exp(m, z).to(lse.dtype.element_ty), mask=row < q_len)
 
 
@@ -264,6 +276,8 @@ def launches(
     q_documents: torch.Tensor | None = None,
     kv_documents: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    q_starts: torch.Tensor | None = None,
+    kv_starts: torch.Tensor | None = None,
     *,
     scale: float,
     window_left: int | None,
@@ -316,10 +330,11 @@ def launches(
     block_d, block_dv = primitives.padded(head_dim), primitives.padded(v.shape[3])
     variant = variants.variant_of(
         q, k, softcap=softcap, chunk=chunk, dropout=dropout, dropout_seed=dropout_seed, slopes=slopes, bias=bias,
-        sinks=sinks, prefix=prefix, q_documents=q_documents, kv_documents=kv_documents, mask=mask, functions=functions,
+        sinks=sinks, prefix=prefix, q_documents=q_documents, kv_documents=kv_documents, mask=mask,
+        q_starts=q_starts, kv_starts=kv_starts, top_left=top_left, functions=functions,
     )  # fmt: skip
     known = variants.constants(variant, functions)
-    plain, masked = primitives.band_steps(band, block_m, block_n)
+    plain, masked = variants.packed_steps(variant, band, block_m, block_n)
     if known["FREE"] or (loops == "single" and any(masked)):
         plain, masked = (0,) * len(plain), tuple(map(sum, zip(plain, masked, strict=True)))
     rows, width = batch * q_heads // together, len(plain) * together
@@ -346,7 +361,7 @@ def launches(
     }  # fmt: skip
     constants = {
         **known, "HEAD_DIM": head_dim, "V_HEAD_DIM": v.shape[3], "BLOCK_D": block_d, "BLOCK_DV": block_dv,
-        "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n),
+        "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n), **variants.ragged(variant),
         "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": together > 1,
         "FOLDED": grid[2] > 1, "TMA_Q": described and load == "tma", "TMA_KV": described,
         "WIDE": primitives.needs_wide(max(block_m, block_n), q, k, v, out), "SPLIT": loops == "split",

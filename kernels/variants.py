@@ -7,6 +7,9 @@ do not care whether scores lie queries by keys or keys by queries: `query` and `
 A score is x3 of: x1 = softcap * tanh(x0 / softcap) of the scaled product x0, x2 = x1 - slope |key - diagonal| + bias,
 x3 = score(x2). A pair is visible if (it lies inside the band, or key < prefix), and query and key belong to the same chunk of
 positions and to the same document, and the mask and the caller's function allow it.
+
+Packed sequences lie one behind the other along the length of a batch of one. Positions, and with them the band, chunks, prefixes
+and distances, are counted within a sequence; documents and the random numbers of dropout by rows of the whole.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ import triton
 import triton.language as tl
 
 from . import primitives
-from .primitives import widened
+from .primitives import Band, widened
 
 _LOG2_E = tl.constexpr(primitives.LOG2_E)
 
@@ -30,8 +33,9 @@ class Variant(NamedTuple):
 
     slopes (batch, q_heads), bias and mask (batch, q_heads, q_len, kv_len) with stride 0 where they have one element for all,
     mask of bytes; prefix (batch), q_documents (batch, q_len), kv_documents (batch, kv_len), sinks (q_heads).
-    `kept_above` is the smallest of 2^32 random numbers for which dropout keeps a pair, `kept_scale` what it is multiplied with.
-    `given` is the caller's tuple for functions of its own.
+    q_starts and kv_starts (sequences + 1) say where packed sequences begin and end, `search_steps` bounds the search for one;
+    `bottom_right` is 1 unless their bands are aligned top-left. `kept_above` is the smallest of 2^32 random numbers for which
+    dropout keeps a pair, `kept_scale` what it is multiplied with. `given` is the caller's tuple for functions of its own.
     """
 
     softcap: Any = None
@@ -63,6 +67,39 @@ class Variant(NamedTuple):
     kept_above: Any = None
     kept_scale: Any = None
     given: Any = None
+    q_starts: Any = None
+    kv_starts: Any = None
+    sequences: Any = None
+    search_steps: Any = None
+    bottom_right: Any = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device: packed sequences
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def sequence_of(starts, sequences, search_steps, position, BLOCK: tl.constexpr):
+    """(sequence, block within it) of the block at `position` of a grid of total // BLOCK + sequences blocks.
+
+    Sequence s is given the blocks from starts[s] // BLOCK + s on: at least as many as it needs, and none before it ends.
+    """
+    low = position * 0
+    high = low + sequences
+    for _ in tl.range(0, search_steps):
+        middle = (low + high) // 2
+        before = tl.load(starts + middle) // BLOCK + middle <= position
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    return low, position - (tl.load(starts + low) // BLOCK + low)
+
+
+@triton.jit
+def bounds_of(starts, sequence):
+    """(first row, number of rows) of a sequence."""
+    first = tl.load(starts + sequence)
+    return first, tl.load(starts + sequence + 1) - first
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,8 +169,9 @@ def _chunk_of(position, chunk):
 
 
 @triton.jit
-def narrowed(seen, variant, batch, head, query, key, offset, q_len, kv_len, ALLOWED: tl.constexpr):
-    """Which pairs are visible, from those that the band leaves."""
+def narrowed(seen, variant, batch, head, query, key, offset, q_len, kv_len, query_shift, key_shift, ALLOWED: tl.constexpr):
+    """Which pairs are visible, from those that the band leaves; the shifts turn positions of a sequence into rows of the
+    whole."""
     inside = (query < q_len) & (key < kv_len)
     if variant.prefix is not None:
         prefix = tl.load(variant.prefix + tl.cast(batch, tl.int64) * variant.stride_prefix_batch)
@@ -143,8 +181,8 @@ def narrowed(seen, variant, batch, head, query, key, offset, q_len, kv_len, ALLO
     if variant.q_documents is not None:
         query_at = variant.q_documents + tl.cast(batch, tl.int64) * variant.stride_q_documents_batch
         key_at = variant.kv_documents + tl.cast(batch, tl.int64) * variant.stride_kv_documents_batch
-        query_at = query_at + query.to(tl.int64) * variant.stride_q_documents_row
-        key_at = key_at + key.to(tl.int64) * variant.stride_kv_documents_row
+        query_at = query_at + (query + query_shift).to(tl.int64) * variant.stride_q_documents_row
+        key_at = key_at + (key + key_shift).to(tl.int64) * variant.stride_kv_documents_row
         seen = seen & (tl.load(query_at, mask=query < q_len, other=0) == tl.load(key_at, mask=key < kv_len, other=0))
     if variant.mask is not None:
         mask_at = _pair_at(
@@ -203,7 +241,7 @@ def sink_of(variant, head, ACC: tl.constexpr):
 @triton.jit
 def kept(variant, batch, head, query, key):
     """Which pairs dropout keeps: Philox 4x32-10 (Salmon et al. 2011) of (key, query, head, batch) under the seed, so that no
-    pass, tile or launch has an influence."""
+    pass, tile or launch has an influence. Here query and key are rows of the whole."""
     nothing = tl.zeros_like(query + key)
     random, _, _, _ = tl.philox(
         variant.seed, (nothing + key).to(tl.uint32), (nothing + query).to(tl.uint32), (nothing + head).to(tl.uint32),
@@ -248,12 +286,16 @@ def variant_of(
     q_documents: torch.Tensor | None = None,
     kv_documents: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    q_starts: torch.Tensor | None = None,
+    kv_starts: torch.Tensor | None = None,
+    top_left: bool = False,
     functions: Functions | None = None,
 ) -> Variant:
     """The description of a call on q (batch, q_heads, q_len, head_dim) and k. Raises `ValueError` for what is impossible.
 
     slopes are (batch or 1, q_heads), sinks (q_heads), prefix (batch), documents (batch, length), bias and mask (batch or 1,
-    q_heads or 1, q_len or 1, kv_len or 1).
+    q_heads or 1, q_len or 1, kv_len or 1). q_starts and kv_starts (sequences + 1) rise from 0 to q_len and to kv_len, which is
+    not checked, because they lie on the device.
     """
     batch, q_heads, q_len, _ = q.shape
     kv_len = k.shape[2]
@@ -281,7 +323,57 @@ def variant_of(
         found["mask"] = found["mask"].view(torch.uint8)
     if dropout:
         found |= {"seed": dropout_seed, "kept_above": round(dropout * _WORD), "kept_scale": 1.0 / (1.0 - dropout)}
+    if q_starts is not None or kv_starts is not None:
+        found |= _packed(q, q_starts, kv_starts, top_left=top_left)
+        refused = {"bias": bias, "mask": mask, "functions of the caller": functions}
+        for name, part in refused.items():
+            if part is not None:
+                raise ValueError(f"packed sequences cannot be combined with {name}; use documents, or one batch per sequence")
     return Variant(softcap=softcap, chunk=chunk, given=functions.given if functions else None, **found)
+
+
+def _packed(
+    q: torch.Tensor, q_starts: torch.Tensor | None, kv_starts: torch.Tensor | None, *, top_left: bool
+) -> dict[str, Any]:
+    if q_starts is None or kv_starts is None:
+        raise ValueError("starts of sequences must be given for the queries and for the keys, or for neither")
+    if q.shape[0] != 1:
+        raise ValueError(f"packed sequences lie in a batch of 1, found {q.shape[0]}")
+    for name, starts in {"q_starts": q_starts, "kv_starts": kv_starts}.items():
+        if starts.ndim != 1 or len(starts) < 2 or len(starts) != len(q_starts) or starts.dtype != torch.int32:
+            raise ValueError(f"{name} must be int32 (sequences + 1), found {starts.dtype} {tuple(starts.shape)}")
+        if starts.stride(0) != 1:
+            raise ValueError(f"{name} must be contiguous, found stride {starts.stride(0)}")
+    sequences = len(q_starts) - 1
+    return {
+        "q_starts": q_starts, "kv_starts": kv_starts, "sequences": sequences, "search_steps": sequences.bit_length(),
+        "bottom_right": None if top_left else 1,
+    }  # fmt: skip
+
+
+def ragged(variant: Variant) -> dict[str, bool]:
+    """What overrides the compile-time facts of a band: packed sequences end anywhere."""
+    return {"EVEN": False} if variant.q_starts is not None else {}
+
+
+def packed_band(variant: Variant, band: Band) -> Band:
+    """The band by which the work of packed sequences is counted: that of one of equally long sequences."""
+    if variant.q_starts is None:
+        return band
+    rows, columns = band.rows // variant.sequences, band.columns // variant.sequences
+    return Band(rows, columns, columns - rows if variant.bottom_right else 0, band.left, band.right)
+
+
+def packed_steps(
+    variant: Variant, band: Band, block_rows: int, block_columns: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`primitives.band_steps`, of as many blocks as the grid has; those of packed sequences as if these were equally long."""
+    if variant.q_starts is None:
+        return primitives.band_steps(band, block_rows, block_columns)
+    blocks = band.rows // block_rows + variant.sequences
+    plain, masked = primitives.band_steps(packed_band(variant, band), block_rows, block_columns)
+    spare = (0,) * max(blocks - variant.sequences * len(plain), 0)
+    return tuple((spare + plain * variant.sequences)[:blocks]), tuple((spare + masked * variant.sequences)[:blocks])
 
 
 def constants(variant: Variant, functions: Functions | None) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Names, shapes and keywords of the two operations."""
 
-from harness.operation import BACKWARD, FORWARD, operation_for, problem_keywords, shapes, tunables
+import inspect
+
+from harness.operation import BACKWARD, FORWARD, lacks, operation_for, problem_keywords, shapes, supported, tunables
 from harness.problem import parse_problem
 
 PROBLEM = parse_problem("b2 h6/3 q5 k7 d16/8 bf16 causal window=4")
@@ -31,6 +33,41 @@ def test_a_causal_problem_is_a_right_window_of_zero():
     assert problem_keywords(parse_problem("b1 h1 q2 k3 d4 fp16 window=inf:1 top-left scale=3.0")) == {
         "scale": 3.0, "window_left": None, "window_right": 1, "top_left": True,
     }  # fmt: skip
+
+
+def test_a_problem_adds_tensors_gradients_and_keywords():
+    problem = parse_problem(
+        "b2 h6/3 q5 k7 d16 bf16 softcap=2.0 alibi bias=hk sinks dropout=0.5 documents mask=bk lse-grad bwd"
+    )
+    operation, shape_of = operation_for(problem), shapes(problem)
+    assert operation.inputs == (
+        *BACKWARD.inputs,
+        "slopes",
+        "bias",
+        "sinks",
+        "q_documents",
+        "kv_documents",
+        "mask",
+        "dlse",
+    )
+    assert operation.outputs == ("dq", "dk", "dv", "dbias", "dsinks")
+    assert shape_of["bias"] == shape_of["dbias"] == ((1, 6, 1, 7), "bf16")
+    assert shape_of["mask"] == ((2, 1, 1, 7), "bool") and shape_of["dsinks"] == ((6,), "fp32")
+    assert shape_of["kv_documents"] == ((2, 7), "int32")
+    assert problem_keywords(problem)["softcap"] == 2.0 and problem_keywords(problem)["dropout_seed"]
+    assert operation_for(problem.replace(pass_="fwd", lse_grad=False)).outputs == FORWARD.outputs
+
+
+def test_a_kernel_is_asked_only_for_what_its_launches_take():
+    def launches(q, k, v, out, lse, bias=None, *, scale, window_left, window_right, top_left, softcap=None):
+        raise NotImplementedError
+
+    plain = parse_problem("b1 h1 s8 d16 fp16")
+    assert lacks(launches, plain) is None
+    assert lacks(launches, plain.replace(softcap=1.0, bias="h")) is None
+    assert lacks(launches, plain.replace(sinks=True, chunk=4)) == "has no sinks and no chunk"
+    assert supported(inspect.signature(launches).parameters, "fwd") == ("softcap", "bias")
+    assert supported(inspect.signature(launches).parameters, "bwd") == ("softcap",)
 
 
 def test_tunables_are_the_keywords_that_describe_no_problem():

@@ -100,6 +100,16 @@ def test_two_spellings_of_one_problem_have_one_key(long: str, short: str) -> Non
         ("b4 b4 h32 s4096 d128", "gives batch twice"),
         ("b4 h32 s4096 q7 d128", "gives q len twice, again in `q7`"),
         ("", "does not say its batch"),
+        ("b4 h32 s4096 d128 softcap=0", "softcap must be a positive number, found 0.0"),
+        ("b4 h32 s4096 d128 softcap=x", "has a softcap that is no number"),
+        ("b4 h32 s4096 d128 dropout=1", "dropout must be at least 0 and below 1, found 1.0"),
+        ("b4 h32 s4096 d128 chunk=0", "chunk must be a whole number of at least 1, found 0"),
+        ("b4 h32 s4096 d128 bias=kq", "bias must name axes out of `bhqk`, in this order, found `kq`"),
+        ("b4 h32 s4096 d128 mask=x", "mask must name axes"),
+        ("b4 h32 s4096 d128 packed=3", "packed sequences lie in a batch of 1, found 4"),
+        ("b1 h32 s4096 d128 packed=3 bias=h", "packed sequences cannot be combined with a bias"),
+        ("b1 h32 s4096 d128 packed=0", "packed must be a whole number of at least 1, found 0"),
+        ("b1 h32 s4096 d128 lse-grad", "a forward problem is given no gradient of the log-sum-exp"),
     ],
 )
 def test_refusals_name_what_was_found(text: str, message: str) -> None:
@@ -107,6 +117,30 @@ def test_refusals_name_what_was_found(text: str, message: str) -> None:
         parse_problem(text)
     assert message in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "b2 h4/2 s64 d32 bf16 softcap=30.0 alibi bias=hqk sinks dropout=0.1 prefix chunk=16 documents mask=bk lse-grad bwd",
+        "b1 h4/2 q64 k70 d32 bf16 causal top-left packed=3 fwd",
+        "b2 h4 s64 d32 fp16 bias=1 mask=1 fwd",
+    ],
+)
+def test_what_is_added_has_one_name(text: str) -> None:
+    problem = parse_problem(text)
+    assert str(problem) == text
+    assert set(problem.variants) <= set(parse_problem(str(problem)).variants)
+    plain = problem.replace(
+        softcap=None, alibi=False, bias=None, sinks=False, dropout=0.0, prefix=False, chunk=None, documents=False, mask=None,
+        packed=None, lse_grad=False,
+    )  # fmt: skip
+    assert plain.variants == () and plain.replace(layout="bhsd") != problem
+
+
+def test_packed_sequences_count_pairs_as_if_they_were_equally_long() -> None:
+    packed = parse_problem("b1 h1 s64 d16 fp16 causal packed=4")
+    assert packed.visible_pairs == 4 * parse_problem("b1 h1 s16 d16 fp16 causal").visible_pairs
 
 
 @given(st.text(max_size=40))
