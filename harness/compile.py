@@ -72,9 +72,7 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
     return Artifact(binaries=binaries, toolchain=toolchain(device), compile_ms=compile_ms)
 
 
-def meta_launches(
-    kernel: Any, problem: Problem, config: Config, device: DeviceFacts | None = None
-) -> Sequence[Any]:
+def meta_launches(kernel: Any, problem: Problem, config: Config, device: DeviceFacts | None = None) -> Sequence[Any]:
     """The launches (`kernels.launch.Launch`) that `config` makes for `problem` on `device`, on `meta` tensors, which hold
     nothing. A kernel whose grid depends on the device is told its multiprocessors."""
     tensors = {name: _empty(shape, dtype, problem.layout) for name, (shape, dtype) in shapes(problem).items()}

@@ -3,7 +3,9 @@
 Refuses to know what a kernel does: a space is data. Refuses duplicate names, empty parameters, and unknown configs.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,6 +135,13 @@ class Space:
         self._enumerate()
         return self._census[0]
 
+    def distinct(self, names: Sequence[str]) -> list[Config]:
+        """For every combination of the parameters `names` that has legal configs, the first of these."""
+        leading = [param for param in self.params if param.name in names]
+        others = [param for param in self.params if param.name not in names]
+        found = _Walk([*leading, *others], self.rules).legal(distinct=len(leading))
+        return [Config({name: config[name] for name in self.names}) for config in found]
+
     def check(self, config: Mapping[str, Any]) -> Config:
         """Return `config` in the order of the space. Raises `UsageError` if it is not a legal member."""
         for name in config:
@@ -214,16 +223,18 @@ class _Walk:
         self.size = self._below[0]
         self.pruned = {rule.name: 0 for rule in rules}
 
-    def legal(self) -> Iterator[Config]:
-        """Every legal config in the order of the parameters' values; counts in `pruned` what is cut off on the way."""
-        waiting = [(rule, -1) for rule in self._rules]
-        return self._descend(-1, waiting)
+    def legal(self, distinct: int | None = None) -> Iterator[Config]:
+        """Every legal config in the order of the parameters' values; counts in `pruned` what is cut off on the way.
+
+        Of those that agree in the first `distinct` parameters, only the first one.
+        """
+        return self._descend(-1, [(rule, -1) for rule in self._rules], distinct)
 
     def removed_by(self, rule: Rule) -> int:
         """How many combinations `rule` removes on its own: only parameters that it reads are gone through."""
         return self._removed(rule, self.size)
 
-    def _descend(self, depth: int, waiting: list[tuple[Rule, int]]) -> Iterator[Config]:
+    def _descend(self, depth: int, waiting: list[tuple[Rule, int]], distinct: int | None = None) -> Iterator[Config]:
         """Configs below the node at which parameters up to `depth` are known; a rule waits for the parameter beside it."""
         still = []
         for rule, needed in waiting:
@@ -242,10 +253,17 @@ class _Walk:
             yield Config(self._partial._values)
             return
         param = self._params[depth + 1]
-        for value in param.values:
-            self._partial.put(param.name, value)
-            yield from self._descend(depth + 1, still)
-        self._partial.drop(param.name)
+        try:
+            for value in param.values:
+                self._partial.put(param.name, value)
+                below = self._descend(depth + 1, still, distinct)
+                if depth + 2 == distinct:
+                    with contextlib.closing(below):
+                        yield from itertools.islice(below, 1)
+                else:
+                    yield from below
+        finally:
+            self._partial.drop(param.name)
 
     def _removed(self, rule: Rule, combinations: int) -> int:
         try:

@@ -114,7 +114,7 @@ def _attend_tile(
     EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr,
     TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
     STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, LONE: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head against all keys that they see: the tile at `position` of `blocks` in `head_row`."""
     # Position: heavy blocks first; heads that take turns are neighbours, so that they find their keys in the cache.
@@ -171,7 +171,9 @@ def _attend_tile(
         first, last = key_blocks(first, last, start_m, last_row, variant, batch, offset, kv_len, BLOCK_N)
     ANY_MASK: tl.constexpr = HAS_LEFT or HAS_RIGHT or not EVEN
     if not FREE and (SPLIT or not ANY_MASK):
-        for block in tl.range(plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED):
+        for block in tl.range(
+            plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED, disallow_acc_multi_buffer=LONE
+        ):  # fmt: skip
             m, z, acc = _attend(
                 q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
                 stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED, FREE,
@@ -179,7 +181,9 @@ def _attend_tile(
                 TMA_KV, EARLY, HINTS, PRECISION,
             )  # fmt: skip
         if ANY_MASK:
-            for i in tl.range(0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES):
+            for i in tl.range(
+                0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES, disallow_acc_multi_buffer=LONE
+            ):  # fmt: skip
                 block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
                 m, z, acc = _attend(
                     q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
@@ -188,7 +192,9 @@ def _attend_tile(
                     TMA_KV, EARLY, HINTS, PRECISION,
                 )  # fmt: skip
     else:
-        for block in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZED):
+        for block in tl.range(
+            first, last, num_stages=STAGES, warp_specialize=SPECIALIZED, disallow_acc_multi_buffer=LONE
+        ):  # fmt: skip
             m, z, acc = _attend(
                 q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
                 stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED, FREE,
@@ -221,7 +227,7 @@ def flash_fwd_kernel(
     EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
     TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
     STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, LONE: tl.constexpr, FLAT: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries for each program; or, if there is a `width`, all tiles in turn, of which that many lie along the first
     axis. `scale` is to base 2, or natural if scores are CHANGED; the mask is FREE if more than the band hides keys."""
@@ -232,7 +238,8 @@ def flash_fwd_kernel(
         rounds = width * rows // programs
         place = tl.where(rounds % 2 == 0, program, programs - 1 - program)
         rounds = rounds + tl.where(place < width * rows - rounds * programs, 1, 0)
-        for i in tl.range(0, rounds):
+        # What could be hoisted out of this loop would take registers from the inner ones.
+        for i in tl.range(0, rounds, flatten=FLAT, disable_licm=True):
             tile = i * programs + tl.where(i % 2 == 0, program, programs - 1 - program)
             _attend_tile(
                 tile % width, width, tile // width,
@@ -245,7 +252,7 @@ def flash_fwd_kernel(
                 scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
                 SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
                 EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
-                HINTS, PRECISION,
+                HINTS, PRECISION, LONE,
             )  # fmt: skip
     else:
         _attend_tile(
@@ -259,7 +266,7 @@ def flash_fwd_kernel(
             scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
             SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
             EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
-            HINTS, PRECISION,
+            HINTS, PRECISION, LONE,
         )  # fmt: skip
 
 
@@ -301,6 +308,8 @@ def launches(
     maxnreg: int = 0,
     groups_together: int = 1,
     programs_per_sm: int = 0,
+    flatten: bool = False,
+    lone_accumulator: bool = False,
     v_load: str = "late",
     cache_hints: bool = False,
     precision: str = "ieee",
@@ -308,8 +317,13 @@ def launches(
 ) -> list[Launch]:
     """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring and in `variants`.
 
-    `load` is "pointer" or "tma"; `loops` is "split" (unmasked and masked key blocks apart) or "single"; `head_order` is
-    "outer" (a head's blocks follow each other) or "inner" (the heads of a group take turns block by block).
+    `load` is "pointer", "tma" or "tma_kv" (descriptors for K and V only); `loops` is "split" (unmasked and masked key blocks
+    apart) or "single"; `head_order` is "outer" (a head's blocks follow each other) or "inner" (the heads of a group, and of
+    `groups_together` groups, take turns block by block). With `programs_per_sm` programs for each multiprocessor, they share
+    all tiles; 0 makes one for each tile. `flatten` then lets the next tile's loads begin before a tile has ended. `maxnreg` is
+    a limit of registers, 0 the compiler's. `v_load` is "late", behind the softmax, or "early". `cache_hints` keep K and V
+    in L1, `lone_accumulator` keeps one in tensor memory. `precision` of products of fp32 is "ieee", "tf32" or "tf32x3".
+    `multiprocessors` is how many the device has, where that cannot be asked (tensors on "meta").
     Raises `ValueError` for tensors or tunables that do not go together.
     """
     primitives.require_inputs(q, k, v, out=out)
@@ -318,6 +332,10 @@ def launches(
     primitives.require_choice(load=(load, ("pointer", "tma", "tma_kv")), loops=(loops, ("split", "single")))
     primitives.require_choice(v_load=(v_load, ("late", "early")), precision=(precision, ("ieee", "tf32", "tf32x3")))
     primitives.require_choice(head_order=(head_order, ("outer", "inner")))
+    if groups_together < 1 or programs_per_sm < 0:
+        raise ValueError(
+            f"at least 1 of groups_together and 0 of programs_per_sm, found {groups_together} and {programs_per_sm}"
+        )
     batch, q_heads, q_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1:3]
     group = q_heads // kv_heads
@@ -367,7 +385,7 @@ def launches(
         "WIDE": primitives.needs_wide(max(block_m, block_n), q, k, v, out), "SPLIT": loops == "split",
         "SPECIALIZED": warp_specialize, "STAGES": num_stages, "MASKED_STAGES": masked_stages,
         "ACC": primitives.accumulator(q.dtype), "EARLY": v_load == "early",
-        "HINTS": cache_hints, "PRECISION": precision,
+        "HINTS": cache_hints, "PRECISION": precision, "LONE": lone_accumulator, "FLAT": flatten,
     }  # fmt: skip
     launch = Launch(
         kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=described,
@@ -428,5 +446,6 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     return {
         "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 1,
         "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
-        "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1, "programs_per_sm": 0, "v_load": "late", "cache_hints": False, "precision": "ieee",
+        "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1, "programs_per_sm": 0,
+        "flatten": False, "lone_accumulator": False, "v_load": "late", "cache_hints": False, "precision": "ieee",
     }  # fmt: skip

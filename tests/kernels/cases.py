@@ -16,7 +16,8 @@ KERNELS = {"fwd": flash_fwd, "bwd": flash_bwd}
 
 FORWARD: Mapping[str, Any] = {
     "block_m": 16, "block_n": 32, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split", "masked_stages": 1,
-    "head_order": "outer", "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0,
+    "head_order": "outer", "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1,
+    "programs_per_sm": 0, "flatten": False, "lone_accumulator": False,
     "v_load": "late", "cache_hints": False, "precision": "ieee",
 }  # fmt: skip
 BACKWARD: Mapping[str, Any] = {

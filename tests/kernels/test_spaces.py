@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,56 @@ def test_each_rule_of_the_forward_space_removes_what_it_says() -> None:
     assert forward("h200", LONG, **small, maxnreg=255) is None
     assert forward("h200", LONG, **small, maxnreg=168) == "register_limit"
     assert forward("h200", LONG, **small, num_stages=1, masked_stages=1, maxnreg=128) is None
+
+
+def test_each_rule_of_the_grid_removes_what_it_says() -> None:
+    """L2 of an H200 (50 MiB) holds keys and values of 16 of these heads, of 2 MiB each, and a third is left free; there are 4."""
+    assert forward("h200", LONG, head_order="inner", groups_together=4) is None
+    assert forward("h200", LONG, head_order="inner", groups_together=2) == "turns"
+    assert forward("h200", LONG, groups_together=4) == "turns"
+    assert forward("h200", LONG.replace("b2 h8/2", "b4 h8"), head_order="inner") == "turns"
+    assert forward("h200", "b2 h2/1 s4096 d128 bf16 causal", head_order="inner", groups_together=2) == "turns_in_waves"
+    assert forward("mi300x", "b1 h16/4 s65536 d128 bf16", head_order="inner", groups_together=4) == "turns"
+    assert forward("h200", LONG, programs_per_sm=1) is None
+    assert forward("h200", "b1 h4 s4096 d128 bf16", programs_per_sm=1) == "persistent_tiles"
+    assert forward("h200", LONG, programs_per_sm=2) == "persistent_fit"
+    small = {"block_m": 64, "block_n": 64, "num_warps": 4}
+    assert forward("h200", LONG, **small, programs_per_sm=2) is None
+    assert forward("h200", LONG, programs_per_sm=1, flatten=True, loops="single", masked_stages=1) == "flatten"
+    by_pointer = {"load": "pointer", "loops": "single", "masked_stages": 1, "block_n": 64}
+    assert forward("h200", LONG, programs_per_sm=1, flatten=True, **by_pointer) is None
+    assert forward("h200", LONG, flatten=True, **by_pointer) == "flatten"
+    assert forward("h200", LONG, programs_per_sm=1, flatten=True, **by_pointer | {"loops": "split"}) == "flatten"
+    assert forward("h200", LONG, **small, programs_per_sm=2, maxnreg=255) is None
+    assert forward("h200", LONG, **small, programs_per_sm=1, maxnreg=255) == "persistent_registers"
+
+
+def test_small_tiles_are_left_only_where_large_ones_would_not_fill_the_device() -> None:
+    assert forward("h200", LONG, block_m=32, block_n=32, num_warps=4) == "tile_needlessly_small"
+    assert forward("h200", LONG, block_n=16) == "tile_needlessly_small"
+    assert forward("h200", "b1 h4/2 s512 d128 bf16 causal", block_m=32, block_n=32, num_warps=4) is None
+    assert forward("a100", "b2 h8 s4096 d256 bf16", block_m=32, block_n=64, num_warps=4, num_stages=3) is None
+    assert forward("h200", "b2 h8 s4096 d256 fp32", block_m=16, block_n=16) is None
+
+
+def test_a_space_knows_what_specialized_warps_cannot_load() -> None:
+    one_loop = {"loops": "single", "masked_stages": 1, "num_warps": 4, "warp_specialize": True, "block_n": 64}
+    for word in ("softcap=30.0", "alibi", "sinks", "dropout=0.1"):
+        assert forward("h200", f"{LONG} {word}", **one_loop) is None
+    one_loop |= {"loops": "split"}
+    for word in ("chunk=512", "prefix"):
+        assert forward("h200", f"{LONG} {word}", **one_loop) is None
+    for word in ("documents", "mask=bk"):
+        assert forward("h200", f"{LONG} {word}", **one_loop) == "warp_specialized_loads"
+    assert forward("h200", f"{LONG} bias=hqk", **one_loop | {"loops": "single"}) == "warp_specialized_loads"
+
+
+def test_the_flagship_space_is_large_and_quick_to_enumerate() -> None:
+    """Thousands of configs of millions of combinations; seconds are those of a busy machine."""
+    began = time.perf_counter()
+    census = flash_fwd.space(parse_problem("b1 h64/8 s16384 d128 bf16 causal"), TARGETS["h200"]).census
+    assert time.perf_counter() - began < 5
+    assert census.size > 1_000_000 and 5_000 < census.legal < 30_000
 
 
 def test_configs_that_published_kernels_use_are_never_removed() -> None:

@@ -40,7 +40,9 @@ def binary(**changes: Any) -> Binary:
 def launch(
     plain: list[int], masked: list[int] | None = None, heads: int = 32, tile: int = 128 * 128, stages: int = 2
 ) -> Any:
-    steps = SimpleNamespace(plain=tuple(plain), masked=tuple(masked or [0] * len(plain)), flops_per_step=4 * tile * 128)
+    steps = SimpleNamespace(
+        plain=tuple(plain), masked=tuple(masked or [0] * len(plain)), flops_per_step=4 * tile * 128, tiles=None
+    )
     return SimpleNamespace(grid=(len(plain), heads, 1), args={}, options={"num_stages": stages}, steps=steps)
 
 
@@ -166,6 +168,18 @@ def test_a_causal_mask_costs_its_imbalance() -> None:
     assert heavy_first.value_ms < light_first.value_ms
     assert heavy_first.terms["tail"] < light_first.terms["tail"]
     assert 0.9 * half.value_ms < heavy_first.value_ms < 1.2 * half.value_ms
+
+
+def test_programs_that_stay_begin_once_and_end_each_tile() -> None:
+    """The same 132 * 16 tiles, by programs that make one or 16 each; then by those that make them without ending any."""
+    for length in (4, 64):
+        plain = predicted(launches=[launch([length] * 132, heads=16)])
+        staying = launch([16 * length] * 132, heads=1)
+        unended = predicted(launches=[staying]).value_ms
+        staying.steps.tiles = (16,) * 132
+        stayed = predicted(launches=[staying]).value_ms
+        assert unended < stayed < plain.value_ms
+        assert stayed > (0.9 if length == 64 else 0.5) * plain.value_ms
 
 
 def test_masked_steps_run_through_the_second_loop() -> None:

@@ -99,6 +99,17 @@ def test_enumeration_is_the_same_as_going_through_everything() -> None:
     assert census.alone == {rule.name: sum(not rule.holds(config) for config in every) for rule in rules}
 
 
+@pytest.mark.parametrize(
+    "names", [("block_m", "block_n"), ("num_warps",), ("block_n",), ("block_m", "block_n", "num_warps")]
+)
+def test_distinct_is_the_first_of_all_that_agree(names: tuple[str, ...]) -> None:
+    space = small_space()
+    expected = {config.restricted(names): config for config in reversed(space.legal)}
+    found = space.distinct(names)
+    assert {config.restricted(names): config for config in found} == expected and len(found) == len(expected)
+    assert all(space.check(config) == config and list(config) == list(space.names) for config in found)
+
+
 def test_what_one_rule_removes_is_not_gone_through() -> None:
     """A rule that removes everything at the first parameter is asked about that one only, and charged with all below."""
     asked: list[str] = []
