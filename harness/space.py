@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -234,7 +234,9 @@ class _Walk:
         """How many combinations `rule` removes on its own: only parameters that it reads are gone through."""
         return self._removed(rule, self.size)
 
-    def _descend(self, depth: int, waiting: list[tuple[Rule, int]], distinct: int | None = None) -> Iterator[Config]:
+    def _descend(
+        self, depth: int, waiting: list[tuple[Rule, int]], distinct: int | None = None
+    ) -> Generator[Config, None, None]:
         """Configs below the node at which parameters up to `depth` are known; a rule waits for the parameter beside it."""
         still = []
         for rule, needed in waiting:

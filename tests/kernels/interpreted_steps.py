@@ -86,8 +86,8 @@ def test_steps_are_the_blocks_of_the_band(
 @settings(max_examples=100)
 @given(
     lengths=st.tuples(st.integers(0, 200), st.integers(0, 100)), heads=st.sampled_from([(1, 1), (3, 1), (4, 2), (6, 6)]),
-    batch=st.integers(1, 3), programs=st.integers(1, 9), multiprocessors=st.integers(1, 5), together=st.sampled_from([0, 1, 2, 8]),
-    causal=st.booleans(),
+    batch=st.integers(1, 3), programs=st.integers(1, 9), multiprocessors=st.integers(1, 5),
+    together=st.sampled_from([0, 1, 2, 8]), causal=st.booleans(),
 )  # fmt: skip
 def test_programs_that_stay_share_out_all_steps(
     lengths: tuple[int, int],
@@ -121,7 +121,7 @@ def test_programs_that_stay_share_out_all_steps(
 
 
 def test_rounds_that_go_backwards_even_out_what_programs_have_to_do() -> None:
-    """Tiles of each of 16 heads fall off evenly from 8 steps to 1; dealt out always the same way, one program had only long ones."""
+    """Tiles of 16 heads have 8 steps to 1; dealt out always the same way, one program would have all the long ones."""
     assert primitives.dealt_steps((8, 7, 6, 5, 4, 3, 2, 1), (1,) * 8, 16, 8) == ((72,) * 8, (16,) * 8, (16,) * 8)
     assert primitives.dealt_steps((3, 2, 1), (0, 0, 1), 1, 2) == ((3, 3), (0, 1), (1, 2))
     assert primitives.dealt_steps((), (), 0, 0) == ((), (), ())

@@ -211,7 +211,7 @@ def test_fp32_products_run_on_fp32_units() -> None:
     loop = Loop(
         instructions={"fma": 1080, "shared_load": 168, "alu": 45, "special": 12, "shuffle": 32, "barrier": 3, "wait": 1}
     )
-    steps = SimpleNamespace(plain=(256,) * 128, masked=(0,) * 128, flops_per_step=4 * 64 * 32 * 64)
+    steps = SimpleNamespace(plain=(256,) * 128, masked=(0,) * 128, flops_per_step=4 * 64 * 32 * 64, tiles=None)
     single = SimpleNamespace(grid=(128, 32, 1), args={}, options={"num_stages": 3}, steps=steps)
     found = predicted(problem, [single], loops=(loop,), registers=94, shared_bytes=57600)
     assert found.terms["matrix"] == 0
