@@ -22,7 +22,7 @@ from harness.inputs import Placement
 from harness.operation import operation_for, shapes
 from harness.problem import LAYOUTS, Dtype, Pass, Problem, parse_problem
 from harness.space import Config
-from harness.subject import Kernel, KernelSubject, least_keys, most_splits
+from harness.subject import Kernel, KernelSubject, described, least_keys, most_splits
 
 # History of the schema: 1 is the first.
 SCHEMA = 1
@@ -273,10 +273,10 @@ def _cases(
     config = draw(st.sampled_from(configs[dtype]))
     problem = shape(draw(problems(dtype, _sides(config))))
     operation = operation_for(problem)
-    # Descriptors need aligned rows of stride 1, so a config that asks for them gets tensors as the layout says.
-    free = () if "tma" in config.values() else operation.tensors
+    # Descriptors need aligned rows of stride 1, so what a config asks them for lies as the layout says.
+    bound = (*described(config, operation.tensors), *inputs.FIXED)
+    free = tuple(name for name in operation.tensors if name not in bound)
     drawn = tuple(name for name in operation.inputs if name not in ("out", "lse", *inputs.FIXED))
-    free = tuple(name for name in free if name not in inputs.FIXED)
     ranks = {name: len(shape) for name, (shape, _) in shapes(problem).items()}
     lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in drawn))) is not None}
     patch = st.builds(

@@ -6,6 +6,7 @@ that no compiler raised: such an error propagates, for it is a bug of ours or of
 takes its process with it, which the caller sees.
 """
 
+import inspect
 import os
 import re
 import stat
@@ -62,7 +63,7 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
         raise BugError("asked to compile where Triton interprets", hint="compile in a worker of its own")
     with _target(device), _compiler_log() as log:
         try:
-            binaries, compile_ms = _compile(meta_launches(kernel, problem, config))
+            binaries, compile_ms = _compile(meta_launches(kernel, problem, config, device))
         except _REFUSAL_TYPES as refusal:
             return _failed(refusal, log())
         except RuntimeError as refusal:
@@ -72,16 +73,19 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
     return Artifact(binaries=binaries, toolchain=toolchain(device), compile_ms=compile_ms)
 
 
-def meta_launches(kernel: Any, problem: Problem, config: Config) -> Sequence[Any]:
-    """The launches (`kernels.launch.Launch`) that `config` makes for `problem`, on `meta` tensors, which hold
-    nothing."""
+def meta_launches(kernel: Any, problem: Problem, config: Config, device: DeviceFacts | None = None) -> Sequence[Any]:
+    """The launches (`kernels.launch.Launch`) that `config` makes for `problem` on `device`, on `meta` tensors, which hold
+    nothing. A kernel whose grid depends on the device is told its multiprocessors."""
     tensors = {name: _empty(shape, dtype, problem.layout) for name, (shape, dtype) in shapes(problem).items()}
     inputs = {name: tensors[name] for name in operation_for(problem).inputs}
     scratch = {
         name: torch.empty(shape, dtype=dtype, device="meta")
         for name, (shape, dtype) in workspaces_of(kernel, inputs, config).items()
     }
-    found: Sequence[Any] = kernel.launches(**tensors, **scratch, **problem_keywords(problem), **config)
+    told: dict[str, Any] = {}
+    if device is not None and "multiprocessors" in inspect.signature(kernel.launches).parameters:
+        told["multiprocessors"] = device.multiprocessors
+    found: Sequence[Any] = kernel.launches(**tensors, **scratch, **problem_keywords(problem), **config, **told)
     return found
 
 

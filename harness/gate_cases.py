@@ -18,7 +18,7 @@ from harness.inputs import Placement
 from harness.operation import operation_for
 from harness.problem import Problem
 from harness.space import Value
-from harness.subject import most_splits
+from harness.subject import described, most_splits
 
 Lies = Literal["plain", "unit", "any"]
 
@@ -128,7 +128,7 @@ def gate_cases(problem: Problem, config: Mapping[str, Value], *, unit: bool = Fa
     the others; larger ones become 4 (3 if odd).
     """
     blocks = blocks_of(config)
-    lies: Lies = "unit" if unit or "tma" in config.values() else "any"
+    lies: Lies = "unit" if unit or described(config, ("k",)) else "any"
     ragged = _ragged(problem, blocks)
     forward = problem.pass_ == "fwd"
     return (

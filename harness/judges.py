@@ -22,7 +22,7 @@ from harness.operation import operation_for, shapes
 from harness.problem import Problem
 from harness.properties import PROPERTIES, Property, agreement
 from harness.shadow import Role, shadow
-from harness.subject import KernelSubject, Subject, blaming, launches_of, workspaces_of
+from harness.subject import KernelSubject, Subject, blaming, described, launches_of, workspaces_of
 
 Asked = tuple[tuple[OutputCheck, ...], tuple[str, ...]]
 
@@ -186,7 +186,7 @@ def _untouchable(subject: Subject, case: Case) -> str | None:
 
 
 def _immovable(subject: Subject, case: Case) -> str | None:
-    return _untouchable(subject, case) or ("uses descriptors" if "tma" in case.config.values() else None)
+    return _untouchable(subject, case) or ("uses descriptors" if described(case.config, ("k",)) else None)
 
 
 def _shadow(subject: Subject, case: Case) -> Asked:

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from harness import bounds, inputs
 from harness.bounds import RoundingContract
 from harness.errors import RefusedError, SubjectError
 from harness.inputs import Guarded, Placement
+from harness.noise import Products
 from harness.operation import lacks, operation_for, problem_keywords, shapes
 from harness.problem import Problem
 from harness.space import Value
@@ -213,6 +214,20 @@ def most_splits(config: Mapping[str, Value]) -> int:
     return max(counts, default=1)
 
 
+def described(config: Mapping[str, Value], tensors: Sequence[str]) -> tuple[str, ...]:
+    """Those of `tensors` that must lie as a config's descriptors need them: aligned, with a last stride of 1."""
+    asked = [value for name, value in config.items() if "load" in name]
+    if "tma" in asked:
+        return tuple(tensors)
+    return tuple(name for name in tensors if name in ("k", "v")) if "tma_kv" in asked else ()
+
+
+def products_of(config: Mapping[str, Value], where: Literal["device", "interpreter"]) -> Products:
+    """How a config multiplies fp32 numbers. The interpreter does it exactly, whatever the config says."""
+    asked = config.get("precision", "ieee")
+    return "ieee" if where == "interpreter" or asked not in get_args(Products) else cast("Products", asked)
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class KernelSubject:
     """A kernel file under one config, on guarded inputs and poisoned outputs and workspaces.
@@ -252,7 +267,8 @@ class KernelSubject:
     def contract(self, problem: Problem) -> RoundingContract:
         dtype = "fp64" if self.double else problem.dtype
         where: Literal["device", "interpreter"] = "interpreter" if self.device == "cpu" else "device"
-        contract = bounds.contract_for(dtype, key_block=least_keys(self.config), where=where)
+        products = products_of(self.config, where)
+        contract = bounds.contract_for(dtype, key_block=least_keys(self.config), where=where, fp32_products=products)
         one_tile = where == "interpreter" and getattr(self.kernel, "PACKED", False)
         return replace(contract, in_order=most_splits(self.config) == 1, one_tile=one_tile)
 

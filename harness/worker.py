@@ -278,7 +278,7 @@ def _estimate(
     from harness.compile import meta_launches
     from harness.estimate import estimate
 
-    launches = meta_launches(_kernel(job), problem, config)
+    launches = meta_launches(_kernel(job), problem, config, job.device)
     predicted = estimate(problem, launches, passed.artifact, job.device)
     return Estimated(verdict=passed.verdict, estimate=predicted, artifact=passed.artifact)
 

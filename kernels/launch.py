@@ -26,6 +26,7 @@ class Steps:
     masked: tuple[int, ...]
     flops_per_step: int
     rows: int = 0
+    tiles: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -273,10 +273,10 @@ def _described(config: Config, **matrices: Tensor) -> dict[str, Tensor]:
 
     Callers choose how q, k and v lie, but not how a gradient does: all strides of that of `out.sum()` are 0.
     """
-    if "tma" not in config.values():
-        return matrices
+    asked = set(config.values())
+    bound = matrices.keys() if "tma" in asked else {"k", "v"} if "tma_kv" in asked else set()
     return {
-        name: tensor if _describable(name, tensor) else tensor.clone(memory_format=torch.contiguous_format)
+        name: tensor if name not in bound or _describable(name, tensor) else tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in matrices.items()
     }
 

@@ -181,7 +181,7 @@ def test_but_for_the_first_case_no_two_tensors_share_their_strides(problem):
 @pytest.mark.parametrize(
     "text", ["b4 h8/2 s4096 d64 fp16 causal", "b4 h8/2 s4096 d80 fp16 bwd", "b4 h3/1 s999 d40/24 fp32 bwd"]
 )
-@pytest.mark.parametrize("how", [{"unit": True}, {"load": "tma"}])
+@pytest.mark.parametrize("how", [{"unit": True}, {"load": "tma"}, {"load": "tma_kv"}])
 def test_descriptors_and_devices_are_given_rows_that_they_can_take(text, how):
     problem = parse_problem(text)
     config = CONFIG | {name: value for name, value in how.items() if name == "load"}

@@ -18,7 +18,9 @@ KERNELS = {"fwd": flash_fwd, "bwd": flash_bwd}
 
 FORWARD: Mapping[str, Any] = {
     "block_m": 16, "block_n": 32, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split", "masked_stages": 1,
-    "head_order": "outer", "warp_specialize": False, "waves_per_eu": 0,
+    "head_order": "outer", "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1,
+    "programs_per_sm": 0, "flatten": False, "lone_accumulator": False,
+    "v_load": "late", "cache_hints": False, "precision": "ieee",
 }  # fmt: skip
 BACKWARD: Mapping[str, Any] = {
     "dkdv_block_m": 16, "dkdv_block_n": 32, "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer",

@@ -130,6 +130,55 @@ def test_steps_of_splits_are_their_shares_of_the_blocks(
     assert launch.grid == (splits * -(-problem.q_len * group // 16), 4, 1)
 
 
+@settings(max_examples=100)
+@given(
+    lengths=st.tuples(st.integers(0, 200), st.integers(0, 100)), heads=st.sampled_from([(1, 1), (3, 1), (4, 2), (6, 6)]),
+    batch=st.integers(1, 3), programs=st.integers(1, 9), multiprocessors=st.integers(1, 5),
+    together=st.sampled_from([0, 1, 2, 8]), causal=st.booleans(),
+)  # fmt: skip
+def test_programs_that_stay_share_out_all_steps(
+    lengths: tuple[int, int],
+    heads: tuple[int, int],
+    batch: int,
+    programs: int,
+    multiprocessors: int,
+    together: int,
+    causal: bool,
+) -> None:
+    """As many programs as asked for, or as tiles; none has two tiles more than another; and together they have all steps."""
+    problem = Problem(
+        batch=batch, q_heads=heads[0], kv_heads=heads[1], q_len=lengths[0], kv_len=lengths[1], head_dim=16, v_head_dim=16,
+        dtype="fp16", causal=causal,
+    )  # fmt: skip
+    order = {"head_order": "inner", "groups_together": together} if together else {}
+    (plain,) = launches(problem, FORWARD | order).values()
+    staying = FORWARD | order | {"programs_per_sm": programs, "multiprocessors": multiprocessors}
+    (launch,) = launches(problem, staying).values()
+    count = plain.grid[0] * plain.grid[1] * plain.grid[2]
+    assert launch.grid == (min(count, programs * multiprocessors), 1, 1)
+    assert plain.steps is not None and plain.steps.tiles is None
+    assert launch.steps is not None and launch.steps.tiles is not None
+    assert (
+        sum(launch.steps.tiles) == count
+        and max(launch.steps.tiles, default=0) - min(launch.steps.tiles, default=0) <= 1
+    )
+    for found, expected in ((launch.steps.plain, plain.steps.plain), (launch.steps.masked, plain.steps.masked)):
+        assert sum(found) == sum(expected) * plain.grid[1] * plain.grid[2]
+        assert len(found) == launch.grid[0]
+
+
+def test_rounds_that_go_backwards_even_out_what_programs_have_to_do() -> None:
+    """Tiles of 16 heads have 8 steps to 1; dealt out always the same way, one program would have all the long ones."""
+    assert primitives.dealt_steps((8, 7, 6, 5, 4, 3, 2, 1), (1,) * 8, 16, 8) == ((72,) * 8, (16,) * 8, (16,) * 8)
+    assert primitives.dealt_steps((3, 2, 1), (0, 0, 1), 1, 2) == ((3, 3), (0, 1), (1, 2))
+    assert primitives.dealt_steps((), (), 0, 0) == ((), (), ())
+
+
+def test_a_device_that_cannot_be_asked_has_one_multiprocessor() -> None:
+    (launch,) = launches(parse_problem("b2 h8 s64 d64 fp16"), FORWARD | {"programs_per_sm": 3}).values()
+    assert launch.grid == (3, 1, 1)
+
+
 def test_one_loop_masks_every_step() -> None:
     problem = parse_problem("b1 h1 s128 d64 fp16 causal")
     split, single = (

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,20 @@ def test_a_contract_says_how_keys_and_heads_are_shared_out(emulated):
         (Scratchy(), {**CONFIG, "num_splits": 1}, "cuda", True, False),
     ):  # fmt: skip
         contract = KernelSubject(kernel=kernel, config=config, device=where).contract(PROBLEM)
-        assert (contract.in_order, contract.packed) == (in_order, packed)
+        assert (contract.in_order, contract.one_tile) == (in_order, packed)
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "passes"), [("ieee", 0.0, 1), ("tf32", 2.0**-9, 1), ("tf32x3", 5 * 2.0**-22, 3)]
+)
+def test_a_config_is_held_to_the_products_that_it_asks_for(emulated, precision, error, passes):
+    """On a device; the interpreter makes them all exactly, and numbers of 16 bits have no choice."""
+    subject = KernelSubject(kernel=emulated.Emulated("fwd"), config={**CONFIG, "precision": precision})
+    asked = PROBLEM.replace(dtype="fp32")
+    assert (subject.contract(asked).product, subject.contract(asked).passes) == (0.0, 1)
+    subject = replace(subject, device="cuda")
+    assert (subject.contract(asked).product, subject.contract(asked).passes) == (error, passes)
+    assert subject.contract(PROBLEM).product == 0.0
 
 
 def test_a_kernel_refuses_the_other_pass(emulated):

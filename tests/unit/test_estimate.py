@@ -46,7 +46,11 @@ def launch(
     rows: int = 0,
 ) -> Any:
     steps = SimpleNamespace(
-        plain=tuple(plain), masked=tuple(masked or [0] * len(plain)), flops_per_step=4 * tile * 128, rows=rows
+        plain=tuple(plain),
+        masked=tuple(masked or [0] * len(plain)),
+        flops_per_step=4 * tile * 128,
+        rows=rows,
+        tiles=None,
     )
     return SimpleNamespace(grid=(len(plain), heads, 1), args={}, options={"num_stages": stages}, steps=steps)
 
@@ -175,6 +179,18 @@ def test_a_causal_mask_costs_its_imbalance() -> None:
     assert 0.9 * half.value_ms < heavy_first.value_ms < 1.2 * half.value_ms
 
 
+def test_programs_that_stay_begin_once_and_end_each_tile() -> None:
+    """The same 132 * 16 tiles, by programs that make one or 16 each; then by those that make them without ending any."""
+    for length in (4, 64):
+        plain = predicted(launches=[launch([length] * 132, heads=16)])
+        staying = launch([16 * length] * 132, heads=1)
+        unended = predicted(launches=[staying]).value_ms
+        staying.steps.tiles = (16,) * 132
+        stayed = predicted(launches=[staying]).value_ms
+        assert unended < stayed < plain.value_ms
+        assert stayed > (0.9 if length == 64 else 0.5) * plain.value_ms
+
+
 def test_masked_steps_run_through_the_second_loop() -> None:
     dear = Loop(instructions=LOOP | {"alu": 2000}, matrix_flops=1 << 20)
     loops = (*with_loop(), dear)
@@ -204,7 +220,7 @@ def test_fp32_products_run_on_fp32_units() -> None:
     loop = Loop(
         instructions={"fma": 1080, "shared_load": 168, "alu": 45, "special": 12, "shuffle": 32, "barrier": 3, "wait": 1}
     )
-    steps = SimpleNamespace(plain=(256,) * 128, masked=(0,) * 128, flops_per_step=4 * 64 * 32 * 64, rows=0)
+    steps = SimpleNamespace(plain=(256,) * 128, masked=(0,) * 128, flops_per_step=4 * 64 * 32 * 64, rows=0, tiles=None)
     single = SimpleNamespace(grid=(128, 32, 1), args={}, options={"num_stages": 3}, steps=steps)
     found = predicted(problem, [single], loops=(loop,), registers=94, shared_bytes=57600)
     assert found.terms["matrix"] == 0
