@@ -23,6 +23,9 @@ LOG2_E = math.log2(math.e)
 # Read once: Triton itself fixes the mode when it is imported.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
+# Triton does not take a plain string as the default of a function that another one calls.
+_IEEE = tl.constexpr("ieee")
+_NO_HINT = tl.constexpr("")
 _LOG_2 = tl.constexpr(math.log(2.0))
 _LOG2_E = tl.constexpr(LOG2_E)
 
@@ -62,7 +65,7 @@ def widened(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, acc, PRECISION: tl.constexpr = "ieee"):
+def product(a, b, acc, PRECISION: tl.constexpr = _IEEE):
     """acc + a b, summed in the type of acc; fp32 operands are cut down to tf32 only where PRECISION says so."""
     if INTERPRETED:
         # The interpreter multiplies bf16 as bit patterns; in the type of acc the product of 16-bit numbers is as exact.
@@ -109,7 +112,7 @@ def tile_at_zero(
 @triton.jit
 def load_tile(
     at_zero, start, length, stride_row, COLS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
-    CHECK_ROWS: tl.constexpr, TMA: tl.constexpr, EVICT: tl.constexpr = "",
+    CHECK_ROWS: tl.constexpr, TMA: tl.constexpr, EVICT: tl.constexpr = _NO_HINT,
 ):  # fmt: skip
     """Rows start... of a (length, COLS) matrix as a tile, zero outside it. Rows are only checked if CHECK_ROWS; EVICT is a hint
     for the cache that only pointers can give."""
