@@ -130,8 +130,8 @@ PLANTED = (
     ),
     Planted(
         "two programs write the same rows of dq", "flash_bwd.py",
-        "    head = head.to(tl.int64)\n    start_m = position * BLOCK_M\n    query",
-        "    head = head.to(tl.int64)\n    start_m = (position // 2) * BLOCK_M\n    query", "bwd",
+        "    start_m = position * BLOCK_M\n    query = start_m", "    start_m = (position // 2) * BLOCK_M\n    query = start_m",
+        "bwd",
         (("double write", "dq"), ("never written", "dq")),
     ),
     Planted(
