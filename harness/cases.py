@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from harness import inputs, oracle
+from harness import inputs, oracle, paging
 from harness.errors import UsageError
 from harness.foreign import Foreign
 from harness.inputs import Placement
@@ -203,11 +203,15 @@ Problems = Callable[[Dtype, Sequence[int]], st.SearchStrategy[Problem]]
 
 
 def problem_strategies(pass_: Pass, variants: Sequence[str]) -> Problems:
-    """By dtype and tile sides, problems of a pass; a third of them plain, and others with up to three of `variants`."""
+    """By dtype and tile sides, problems of a pass; a third of them plain (half, if there is but one variant), and others with up to
+    three of `variants`."""
 
     def problems(dtype: Dtype, sides: Sequence[int]) -> st.SearchStrategy[Problem]:
         plain = problem_strategy(pass_, dtype, sides)
-        return plain | _varied(plain, variants, sides) | _varied(plain, variants, sides) if variants else plain
+        if not variants:
+            return plain
+        varied = _varied(plain, variants, sides)
+        return plain | varied if len(variants) == 1 else plain | varied | _varied(plain, variants, sides)
 
     return problems
 
@@ -227,7 +231,7 @@ def _varied(
         problem = problem.replace(batch=min(problem.batch, 2), kv_heads=heads, q_heads=heads * min(problem.group, 2))
     if "packed" in chosen:
         problem = problem.replace(batch=1)
-        chosen = [name for name in chosen if name not in ("bias", "mask")]
+        chosen = [name for name in chosen if name not in ("bias", "mask", "paged")]
     return problem.replace(**{name: draw(_VARIANTS[name](sides)) for name in chosen})
 
 
@@ -245,6 +249,7 @@ _VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
     "documents": lambda sides: st.just(value=True),
     "mask": lambda sides: st.sampled_from(_SOME),
     "packed": lambda sides: st.sampled_from((3, 1, 2, 5)),
+    "paged": lambda sides: st.sampled_from((16, 3, 1, 64, 5, *sides, 256)),
     "lse_grad": lambda sides: st.just(value=True),
 }
 
@@ -275,13 +280,19 @@ def _cases(
     dtype = draw(st.sampled_from([name for name in _DTYPES if name in configs]))
     config = draw(st.sampled_from(configs[dtype]))
     problem = shape(draw(problems(dtype, _sides(config))))
+    if problem.paged is not None and described(config, ("k",)):
+        # Descriptors need pages of whole key blocks.
+        most = max(value for name, value in config.items() if "block_n" in name and isinstance(value, int))
+        problem = problem.replace(paged=-(-problem.paged // most) * most, window_left=None)
     operation = operation_for(problem)
     # Descriptors need aligned rows of stride 1, so what a config asks them for lies as the layout says.
-    bound = (*described(config, operation.tensors), *inputs.FIXED)
+    bound = (*described(config, operation.tensors), *inputs.LINED)
     free = tuple(name for name in operation.tensors if name not in bound)
     drawn = tuple(name for name in operation.inputs if name not in ("out", "lse", *inputs.FIXED))
+    # What one sequence may not read, another does, and all of it differs from page to page.
+    alone = paging.POOLS if problem.paged is not None else ()
     ranks = {name: len(shape) for name, (shape, _) in shapes(problem).items()}
-    lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in drawn))) is not None}
+    lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in drawn and name not in alone))) is not None}
     patch = st.builds(
         Patch, tensor=st.sampled_from(drawn), position=st.integers(0, 4096), value=st.sampled_from(_PATCH_VALUES)
     )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import bounds, compare, inputs, oracle
+from harness import bounds, compare, inputs, oracle, paging
 from harness.cases import Case, structured, tensors_of
 from harness.compare import OutputCheck
 from harness.errors import UsageError
@@ -202,7 +202,7 @@ def _far(subject: Subject, case: Case) -> Asked:
     """
     ours = _ours(subject)
     rng = np.random.default_rng([case.seed, len(case.config)])
-    names = [name for name in operation_for(case.asked).inputs if name not in ("lse", *inputs.FIXED)]
+    names = [name for name in operation_for(case.asked).inputs if name not in ("lse", *inputs.LINED)]
     name, axis = names[int(rng.integers(len(names)))], int(rng.integers(3))
     axis = min(axis, len(shapes(case.asked)[name][0]) - 1)
     if case.asked.packed is not None:
@@ -237,7 +237,7 @@ def _watched(ours: KernelSubject, problem: Problem, given: Mapping[str, Tensor])
     views, roles = _memory(ours, problem, given)
     with blaming(problem):
         launches = launches_of(ours.kernel, problem, views, ours.config)
-        with shadow(views, roles) as watch:
+        with shadow(views, roles, holes=paging.holes(problem, given)) as watch:
             for launch in launches:
                 launch.run()
     found = (*watch.findings, *watch.unwritten())

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from harness import bounds, compare, inputs, oracle
+from harness import bounds, compare, inputs, oracle, paging
 from harness.bounds import Expectation, RoundingContract
 from harness.compare import OutputCheck, Status, Verdict
 from harness.gate_cases import GateCase, blocks_of, gate_cases
@@ -158,7 +158,7 @@ class _Watched:
         roles: dict[str, Role] = dict.fromkeys(tensors, "workspace")
         roles.update(dict.fromkeys(operation.inputs, "input"))
         roles.update(dict.fromkeys(operation.outputs, "output"))
-        with shadow(tensors, roles) as watch:
+        with shadow(tensors, roles, holes=paging.holes(self._question.asked.problem, tensors)) as watch:
             for launch in launches:
                 launch.run()
         self.found += [

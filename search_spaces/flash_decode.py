@@ -11,6 +11,8 @@ from harness.space import Config, Param, Rule, Space
 # Below these sides a tile cannot be cut in a useful way, however few rows or keys there are.
 _LEAST_ROWS = 16
 _LEAST_KEYS = 32
+# The smallest side of a tile of keys.
+_LEAST_BLOCK = 16
 _SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
 # Partial results are written and read once, so that more of them than this cost more than a pass over everything they save.
 _MOST_SCRATCH = 8
@@ -74,6 +76,11 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
     def worth_merging(config: Config) -> bool:
         return int(config["num_splits"]) <= max(1, _mergeable_splits(problem))
 
+    def whole_blocks(config: Config) -> bool:
+        if problem.paged is None or config["load"] == "pointer":
+            return True
+        return problem.paged % int(config["block_n"]) == 0 and config["loops"] == "split"
+
     def fits_shared(config: Config) -> bool:
         return _shared_bytes(problem, device, config) <= device.shared_bytes_per_block
 
@@ -89,6 +96,7 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
             "scratch_memory", "partial results would take eight times the memory of inputs and outputs", worth_merging
         ),
         Rule("shared_memory", "queries and the key blocks in flight do not fit a block's shared memory", fits_shared),
+        Rule("descriptor_pages", "a descriptor would read beyond a page, or behind the end of a sequence", whole_blocks),
         Rule("registers", "scores and output alone need more registers than a thread has", fits_registers),
     )
 
@@ -101,13 +109,17 @@ def _loops(problem: Problem) -> tuple[str, ...]:
     # With a left window every block is masked; with no mask at all none is.
     if problem.window_left is not None:
         return ("single",)
-    return ("split", "single") if problem.right is not None or problem.kv_len % 256 else ("split",)
+    ragged = problem.kv_len % 256 or problem.paged is not None
+    return ("split", "single") if problem.right is not None or ragged else ("split",)
 
 
 def _tma_possible(problem: Problem, device: DeviceFacts) -> bool:
     """Descriptors exist from sm_90 on and need whole 16 bytes per head, which every layout's strides are multiples of."""
     size = DTYPE_BYTES[problem.dtype]
     aligned = problem.head_dim * size % 16 == 0 and problem.v_head_dim * size % 16 == 0
+    if problem.paged is not None and (problem.paged % _LEAST_BLOCK or problem.window_left is not None):
+        # No page holds a whole block of keys, or every block is masked.
+        return False
     return device.compute_capability >= 90 and aligned and problem.q_len > 0 and problem.kv_len > 0
 
 
@@ -165,7 +177,8 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
 
 
 def _default_tma(problem: Problem, device: DeviceFacts) -> bool:
-    return _ragged(problem) and DTYPE_BYTES[problem.dtype] == 2 and _tma_possible(problem, device)
+    possible = problem.paged is None and DTYPE_BYTES[problem.dtype] == 2 and _tma_possible(problem, device)
+    return _ragged(problem) and possible
 
 
 def _ragged(problem: Problem) -> bool:

@@ -103,8 +103,8 @@ def differentiable(problem, tensors):
     if problem.softcap:
         scores = problem.softcap * torch.tanh(scores / problem.softcap)
     if problem.alibi:
-        at = oracle.positions(problem, tensors, slice(0, problem.q_len))
-        distance = at.key - at.diagonal[:, None]
+        at = oracle.positions(problem, tensors, slice(0, 1), slice(0, problem.q_len))
+        distance = at.key - at.diagonal[0, :, None]
         scores = scores - tensors["slopes"][:, :, None, None] * distance.abs()
     if problem.bias is not None:
         scores = scores + tensors["bias"]
