@@ -138,7 +138,9 @@ def _placement(case: Case, name: str) -> Placement:
     lie = case.lies.get(name)
     if lie is None:
         return inputs.placement_for(case.asked.layout, axes)
-    # A log-sum-exp has no head dim, sinks have one axis.
+    # A log-sum-exp has no head dim, sinks have one axis; of two axes one layout exchanges them.
+    if axes == 2 and lie.layout == "sbhd":
+        return Placement(order=(1, 0), row_padding=lie.row_padding, shift=lie.shift, expanded=lie.expanded)
     order = tuple("bhsd".index(letter) for letter in lie.layout if "bhsd".index(letter) < axes)
     return Placement(order=order, row_padding=lie.row_padding, shift=lie.shift, expanded=lie.expanded)
 

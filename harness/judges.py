@@ -32,6 +32,8 @@ Asked = tuple[tuple[OutputCheck, ...], tuple[str, ...]]
 _FAR = 1 << 30
 _FAR_ROWS = 9
 _LEAST_SIDE = 16
+# A pool outgrows 32 bits by its pages.
+_OF_PAGES = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ def _shadow(subject: Subject, case: Case) -> Asked:
 def _far(subject: Subject, case: Case) -> Asked:
     """A relative of the case, with one axis of one input so far apart in memory that offsets need 64 bits.
 
-    The axis has three batches, three heads (of queries in one group, or of keys), or more rows than any tile has; the
+    The axis has three batches (or the pages of three), three heads (of queries in one group, or of keys), or more rows than any tile has; the
     other axes are as short as that allows.
     """
     ours = _ours(subject)
@@ -205,6 +207,8 @@ def _far(subject: Subject, case: Case) -> Asked:
     names = [name for name in operation_for(case.asked).inputs if name not in ("lse", *inputs.LINED)]
     name, axis = names[int(rng.integers(len(names)))], int(rng.integers(3))
     axis = min(axis, len(shapes(case.asked)[name][0]) - 1)
+    if case.asked.paged is not None and name in paging.POOLS and rng.random() < _OF_PAGES:
+        axis = 0
     if case.asked.packed is not None:
         # There is one batch only.
         axis = max(axis, 1) if len(shapes(case.asked)[name][0]) > 1 else 0
