@@ -26,7 +26,12 @@ FEW = [
     ("mi300x", "b2 h8 s4096 d64 bf16 causal fwd"),
     ("b200", "b2 h8/2 s4096 d128 bf16 causal fwd"),
 ]
-FEW_DECODING = [("h200", "b4 h32/8 q1 k8192 d128 bf16 causal"), ("mi300x", "b4 h32/8 q1 k8192 d128 bf16 causal")]
+FEW_DECODING = [
+    ("h200", "b4 h32/8 q1 k8192 d128 bf16 causal"),
+    ("mi300x", "b4 h32/8 q1 k8192 d128 bf16 causal"),
+    ("h200", "b4 h32/8 q4 k8192 d128 bf16 causal paged=16"),
+    ("b200", "b4 h32/8 q1 k8192 d128 bf16 causal paged=64"),
+]
 # Tiles are so small that threads would only wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 MASKS = ("", "causal", "causal window=512", "window=256:256")
@@ -48,6 +53,13 @@ DECODING = [
         ("h32/8 q1 k8192", "causal"), ("h32/8 q5 k8190", "causal"), ("h32/1 q4 k8192", "causal window=1024"),
     )
     if dtype != "fp32" or not head_dim.startswith("5")
+] + [
+    (device, f"b2 h32/8 q{queries} k8190 d{head_dim} {dtype} causal paged={page}")
+    for device in ARCHITECTURES
+    for dtype in ("bf16", "fp32")
+    for head_dim in ("80", "128", "256", "512")
+    for queries, page in ((1, 1), (4, 16), (1, 256))
+    if dtype != "fp32" or head_dim != "512"
 ]  # fmt: skip
 
 

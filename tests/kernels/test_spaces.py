@@ -199,6 +199,17 @@ def test_default_splits_occupy_every_multiprocessor_and_leave_none_without_a_key
         assert programs * splits >= target.multiprocessors or not legal
 
 
+def test_descriptors_are_offered_where_a_page_holds_a_whole_key_block() -> None:
+    pages = f"{DECODING} paged=64"
+    assert decode("h200", pages) is None and decode("h200", pages, load="tma") is None
+    assert decode("h200", pages, load="tma", block_n=128, num_splits=1) == "descriptor_pages"
+    assert decode("h200", pages, load="tma", loops="single") == "descriptor_pages"
+    assert decode("h200", pages, block_n=128, num_splits=1) is None
+    for problem in (f"{DECODING} paged=24", f"{DECODING} paged=64 window=100"):
+        assert decode("h200", problem) is None
+        assert flash_decode.space(parse_problem(problem), TARGETS["h200"]).params[5].values == ("pointer",)
+
+
 def test_a_left_window_is_masked_in_one_loop() -> None:
     offered = {
         mask: flash_decode.space(parse_problem(f"b4 h32/8 q1 k8192 d128 bf16 {mask}"), TARGETS["h200"]).params[6].values
