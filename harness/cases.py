@@ -205,8 +205,7 @@ Problems = Callable[[Dtype, Sequence[int]], st.SearchStrategy[Problem]]
 
 
 def problem_strategies(pass_: Pass, variants: Sequence[str]) -> Problems:
-    """By dtype and tile sides, problems of a pass; a third of them plain (half, if there is but one variant), and others with up to
-    three of `variants`."""
+    """By dtype and tile sides, problems of a pass: a third or a half plain, others with up to three of `variants`."""
 
     def problems(dtype: Dtype, sides: Sequence[int]) -> st.SearchStrategy[Problem]:
         plain = problem_strategy(pass_, dtype, sides)
@@ -291,10 +290,10 @@ def _cases(
     bound = (*described(config, operation.tensors), *inputs.LINED)
     free = tuple(name for name in operation.tensors if name not in bound)
     drawn = tuple(name for name in operation.inputs if name not in ("out", "lse", *inputs.FIXED))
-    # What one sequence may not read, another does, and all of it differs from page to page.
-    alone = paging.POOLS if problem.paged is not None else ()
+    alone = paging.POOLS if problem.paged is not None else ()  # pages are never all the same
     ranks = {name: len(shape) for name, (shape, _) in shapes(problem).items()}
-    lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in drawn and name not in alone))) is not None}
+    shared = {*drawn} - {*alone}
+    lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in shared))) is not None}
     patch = st.builds(
         Patch, tensor=st.sampled_from(drawn), position=st.integers(0, 4096), value=st.sampled_from(_PATCH_VALUES)
     )

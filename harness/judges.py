@@ -199,8 +199,8 @@ def _shadow(subject: Subject, case: Case) -> Asked:
 def _far(subject: Subject, case: Case) -> Asked:
     """A relative of the case, with one axis of one input so far apart in memory that offsets need 64 bits.
 
-    The axis has three batches (or the pages of three), three heads (of queries in one group, or of keys), or more rows than any tile has; the
-    other axes are as short as that allows.
+    The axis has three batches (or the pages of three), three heads (of queries in one group, or of keys), or more rows than any
+    tile has; the other axes are as short as that allows.
     """
     ours = _ours(subject)
     rng = np.random.default_rng([case.seed, len(case.config)])

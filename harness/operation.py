@@ -91,7 +91,9 @@ def shapes(problem: Problem) -> dict[str, tuple[tuple[int, ...], str]]:
 
 _STORED: Mapping[str, str] = {
     **dict.fromkeys(("lse", "dlse", "slopes", "sinks", "dsinks"), "fp32"),
-    **dict.fromkeys(("prefix", "q_documents", "kv_documents", "q_starts", "kv_starts", "block_table", "kv_lengths"), "int32"),
+    **dict.fromkeys(
+        ("prefix", "q_documents", "kv_documents", "q_starts", "kv_starts", "block_table", "kv_lengths"), "int32"
+    ),
     "mask": "bool",
 }
 

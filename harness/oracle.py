@@ -131,7 +131,10 @@ def positions(problem: Problem, tensors: Mapping[str, Tensor], heads: slice, que
     )
     offset = 0 if problem.top_left else (kv_starts.diff() - q_starts.diff())[ours]
     return Positions(
-        diagonal=(query - q_starts[ours] + offset)[None], key=key - kv_starts[theirs], query_sequence=ours, key_sequence=theirs
+        diagonal=(query - q_starts[ours] + offset)[None],
+        key=key - kv_starts[theirs],
+        query_sequence=ours,
+        key_sequence=theirs,
     )
 
 

@@ -1,7 +1,7 @@
 """Keys and values in pages: which page is whose, what of a pool nobody may read, and the dense tensors that a table stands for.
 
-k and v are pools (pages, kv_heads, rows of a page, head dim). Row j of sequence b is row j % size of page block_table[b, j // size],
-for j < kv_lengths[b]. Refuses to know kernels, and to say what attention is.
+k and v are pools (pages, kv_heads, rows of a page, head dim). Row j of sequence b is row j % size of page
+block_table[b, j // size], for j < kv_lengths[b]. Refuses to know kernels, and to say what attention is.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,9 @@ def draw_table(problem: Problem, shape: tuple[int, ...], generator: np.random.Ge
 def full(problem: Problem, generator: np.random.Generator) -> dict[str, Tensor]:
     """A table and lengths for timing: every sequence is as long as kv_len, and no page is shared."""
     columns = -(-problem.kv_len // (problem.paged or 1))
-    table = generator.permutation(problem.batch * columns + 1)[: problem.batch * columns].reshape(problem.batch, columns)
+    table = generator.permutation(problem.batch * columns + 1)[: problem.batch * columns].reshape(
+        problem.batch, columns
+    )
     lengths = torch.full((problem.batch,), problem.kv_len, dtype=torch.int32)
     return {"block_table": torch.from_numpy(table).to(torch.int32), "kv_lengths": lengths}
 
@@ -87,7 +89,7 @@ def dense(problem: Problem, tensors: Mapping[str, Tensor]) -> Mapping[str, Tenso
 
 
 def _places(problem: Problem, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every row of every sequence its page (batch, kv_len), its row in that (kv_len), and whether it is one (batch, kv_len)."""
+    """For each row of each sequence its page (batch, kv_len), its row there (kv_len), and whether it exists (batch, kv_len)."""
     table = tensors["block_table"].long()
     position = torch.arange(problem.kv_len, device=table.device)
     used = position < tensors["kv_lengths"].long()[:, None]

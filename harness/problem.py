@@ -104,7 +104,9 @@ class Problem:
             object.__setattr__(self, "causal", True)
             object.__setattr__(self, "window_right", None)
         positioned = self.banded or self.alibi or self.chunk is not None
-        if self.top_left and ((self.q_len == self.kv_len and self.packed is None and self.paged is None) or not positioned):
+        if self.top_left and (
+            (self.q_len == self.kv_len and self.packed is None and self.paged is None) or not positioned
+        ):
             object.__setattr__(self, "top_left", False)
 
     @property
@@ -326,7 +328,7 @@ def _check_variants(problem: Problem) -> None:
     if problem.packed is not None:
         _check_packed(problem)
     if problem.paged is not None and (problem.pass_ == "bwd" or problem.packed is not None):
-        raise ProblemError("paged keys and values have a forward pass only, and cannot be combined with packed sequences")
+        raise ProblemError("paged keys have a forward pass only, and cannot be combined with packed sequences")
     for name in ("bias", "mask"):
         letters = getattr(problem, name)
         if letters is not None and letters != "".join(letter for letter in PAIR_AXES if letter in letters):

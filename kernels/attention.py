@@ -178,11 +178,11 @@ def attention_paged(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of few queries to keys that lie in pages, for inference: out, or (out, lse) with `return_lse`, as `attention`.
 
-    q (batch, q_heads, q_len, head_dim), k_pages (pages, kv_heads, rows, head_dim), v_pages (pages, kv_heads, rows, v_head_dim), any
-    strides. Row j of sequence b is row j % rows of page block_table[b, j // rows], for j < kv_lengths[b]. block_table (batch,
-    columns) and kv_lengths (batch) are int32 and lie on the device of q; that their pages exist and that no length exceeds columns
-    times rows is not checked. Pages may be shared, and lie in any order; what belongs to no row is never read. A page has any
-    number of rows from 1 on, for which a kernel is compiled.
+    q (batch, q_heads, q_len, head_dim), k_pages (pages, kv_heads, rows, head_dim), v_pages (pages, kv_heads, rows, v_head_dim),
+    any strides. Row j of sequence b is row j % rows of page block_table[b, j // rows], for j < kv_lengths[b]. block_table (batch,
+    columns) and kv_lengths (batch) are int32 and lie on the device of q; that their pages exist, and that no length exceeds
+    columns times rows, is not checked. Pages may be shared, and lie in any order; what belongs to no row is never read. A page
+    has any number of rows from 1 on, for which a kernel is compiled.
 
     The band is that of `attention`, with each sequence's own length for kv_len: `causal` lets the last query see the last key.
     Many queries are answered too, but slower than need be. `config` gives every tunable of `flash_decode`; None takes one that
@@ -195,7 +195,8 @@ def attention_paged(
     learned = _learned(tensors)
     if learned and torch.is_grad_enabled():
         raise NotImplementedError(
-            f"{learned[0]} requires a gradient, and attention to pages has none: call it under torch.no_grad(), or take `attention`"
+            f"{learned[0]} requires a gradient, and attention to pages has none: call it under torch.no_grad(), or take"
+            " `attention`"
         )
     out, lse = PAGED(
         q, k_pages, v_pages, block_table, kv_lengths, scale=scale, window_left=left, window_right=right, top_left=top_left,

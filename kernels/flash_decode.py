@@ -262,8 +262,8 @@ def launches(
     Shapes and conventions as in the package docstring; `sums`, `maxima` and `totals` are scratch, see `workspaces`. `block_m`
     counts queries of all heads of a group together; `num_splits` is any number, also more than there are key blocks; `load`
     says how keys and values are read, "pointer" or "tma"; `loops` is "split" (unmasked and masked key blocks apart, unless
-    there is a left window) or "single". With `block_table` and `kv_lengths` k and v are pools of pages (see `paged`), and the band
-    is that of each sequence's own length; "tma" then needs pages of whole key blocks, and unmasked blocks in a loop of their own.
+    there is a left window) or "single". With `block_table` and `kv_lengths` k and v are pools of pages (see `paged`), and the
+    band is that of each sequence's own length; "tma" then needs pages of whole key blocks, and a loop for unmasked ones alone.
     Raises `ValueError` for tensors or tunables that do not go together.
     """
     pages = pages_of(q, k, v, block_table, kv_lengths, top_left=top_left)
@@ -335,11 +335,10 @@ def _launch_splits(
         "RISING": primitives.is_rising(factor), "FOLDED": grid[2] > 1, "TMA": load == "tma" and q_len > 0 and kv_len > 0,
         "WIDE": primitives.needs_wide(block_n, k, v), "SINGLE": loops == "single", "SPLITS": splits, "STAGES": stages,
         "ACC": primitives.accumulator(q.dtype), "PAGE": 0 if pages.table is None else k.shape[2],
-    }
+    }  # fmt: skip
     if pages.table is not None:
         # Only the device knows where a sequence ends.
         constants["EVEN"] = False
-  # fmt: skip
     flops = 2 * block_m * block_n * (block_d + block_dv)
     steps = Steps(plain=plain, masked=masked, flops_per_step=flops, rows=block_m)
     return Launch(
@@ -421,7 +420,8 @@ def flash_decode(
     """Attention output (batch, q_heads, q_len, v_head_dim) and natural log-sum-exp (batch, q_heads, q_len), fp32.
 
     `scale` None means 1/sqrt(head_dim); causal is `window_right=0`. With `block_table` (batch, columns) and `kv_lengths` (batch),
-    int32, k and v are pools of pages, see `paged`. `config` None takes one that compiles everywhere and is not tuned. Raises `ValueError` for tensors or tunables that do not go together.
+    int32, k and v are pools of pages, see `paged`. `config` None takes one that compiles everywhere and is not tuned. Raises
+    `ValueError` for tensors or tunables that do not go together.
     """
     if out is None:
         out = q.new_empty((*q.shape[:3], v.shape[3]))
@@ -434,8 +434,8 @@ def flash_decode(
     wanted = workspaces(q, k, v, num_splits=config["num_splits"])
     scratch = {name: q.new_empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
     found = launches(
-        q, k, v, out, lse, **scratch, block_table=block_table, kv_lengths=kv_lengths, scale=scale, window_left=window_left, window_right=window_right, top_left=top_left,
-        **config,
+        q, k, v, out, lse, **scratch, block_table=block_table, kv_lengths=kv_lengths, scale=scale, window_left=window_left,
+        window_right=window_right, top_left=top_left, **config,
     )  # fmt: skip
     for launch in found:
         launch.run()

@@ -416,8 +416,8 @@ def require_shapes(expected: Mapping[str, tuple[torch.Tensor, Sequence[int]]]) -
 def require_inputs(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, paged: bool = False, **same_type: torch.Tensor
 ) -> None:
-    """Raise `ValueError` unless q, k and v belong together and share their type with `same_type`. `paged`: the first axis of k and v
-    has pages, any number of them, instead of sequences."""
+    """Raise `ValueError` unless q, k and v belong together and share their type with `same_type`. `paged`: the first axis of k
+    and v has pages, any number of them, instead of sequences."""
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k and v must have four axes, found {q.ndim}, {k.ndim} and {v.ndim}")
     batch, q_heads, _, head_dim = q.shape

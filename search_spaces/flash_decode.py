@@ -96,7 +96,9 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
             "scratch_memory", "partial results would take eight times the memory of inputs and outputs", worth_merging
         ),
         Rule("shared_memory", "queries and the key blocks in flight do not fit a block's shared memory", fits_shared),
-        Rule("descriptor_pages", "a descriptor would read beyond a page, or behind the end of a sequence", whole_blocks),
+        Rule(
+            "descriptor_pages", "a descriptor would read beyond a page, or behind the end of a sequence", whole_blocks
+        ),
         Rule("registers", "scores and output alone need more registers than a thread has", fits_registers),
     )
 

@@ -7,7 +7,7 @@ import torch
 from harness import inputs, interpreter, oracle, paging
 from harness.inputs import Placement
 from harness.problem import Problem, parse_problem
-from harness.shadow import shadow
+from harness.shadow import Role, shadow
 from kernels import flash_decode
 from kernels.attention import attention_paged
 from tests.kernels.cases import DECODE, Answer, check
@@ -33,7 +33,9 @@ def filled(notation: str) -> tuple[dict[str, torch.Tensor], Problem]:
     problem = parse_problem(notation)
     values = inputs.draw(problem, seed=2) | paging.full(problem, np.random.default_rng(1))
     for name in paging.POOLS:
-        values[name] = torch.randn(values[name].shape, generator=torch.Generator().manual_seed(3)).to(values[name].dtype)
+        values[name] = torch.randn(values[name].shape, generator=torch.Generator().manual_seed(3)).to(
+            values[name].dtype
+        )
     return values, problem
 
 
@@ -83,8 +85,11 @@ def test_nothing_is_read_that_belongs_to_no_sequence(page: int, load: str) -> No
         if touched:
             holes = {touched: torch.ones_like(holes[touched])}
         outputs = {"out": torch.empty_like(values["q"]), "lse": torch.empty(values["q"].shape[:3])}
-        with shadow({**values, **outputs}, dict.fromkeys(values, "input") | dict.fromkeys(outputs, "output"), holes=holes) as watch:
-            flash_decode.flash_decode(**values, **outputs, window_right=0, config={**DECODE, "num_splits": 1, "load": load})
+        roles: dict[str, Role] = {**dict.fromkeys(values, "input"), **dict.fromkeys(outputs, "output")}  # type: ignore[dict-item]
+        with shadow({**values, **outputs}, roles, holes=holes) as watch:
+            flash_decode.flash_decode(
+                **values, **outputs, window_right=0, config={**DECODE, "num_splits": 1, "load": load}
+            )
         kinds = {(finding.kind, finding.tensor) for finding in watch.findings}
         assert kinds == ({("uninitialised read", "k")} if touched else set()), watch.findings
 
