@@ -110,7 +110,7 @@ _HEAD = (
     "",
     f"`{YES}`: in {', '.join(DTYPE_BYTES)}, or the type that the row names; `{NO}`: not at all; else the types it is taken in;",
     "empty: the row does not concern the kernel. The second column is what a problem says (`flashtune tune --problem`).",
-    "`kernels.attention.attention` takes what flash_fwd and flash_bwd take.",
+    "`kernels.attention.attention` takes what flash_fwd and flash_bwd take, `attention_paged` what flash_decode takes in pages.",
     "",
     *_SOURCE,
     "",

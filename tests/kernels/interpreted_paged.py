@@ -1,10 +1,13 @@
 """Paged keys and values in the decoding kernel, in Triton's interpreter; run by `test_kernels.py` in a process of its own."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from harness import inputs, interpreter, oracle, paging
+from harness import inputs, oracle, paging, verify
 from harness.inputs import Placement
 from harness.problem import Problem, parse_problem
 from harness.shadow import Role, shadow
@@ -12,8 +15,6 @@ from kernels import flash_decode
 from kernels.attention import attention_paged
 from tests.kernels.cases import DECODE, Answer, check
 from tests.kernels.cases import ask as ask_any
-
-interpreter.quicken()
 
 PAGES = (1, 3, 16, 64, 256)
 # Where every tensor has strides of its own.
@@ -92,6 +93,21 @@ def test_nothing_is_read_that_belongs_to_no_sequence(page: int, load: str) -> No
             )
         kinds = {(finding.kind, finding.tensor) for finding in watch.findings}
         assert kinds == ({("uninitialised read", "k")} if touched else set()), watch.findings
+
+
+@pytest.mark.parametrize("page, config", [(16, {}), (64, {"load": "tma"}), (3, {"loops": "single"})])
+def test_the_gate_passes_the_kernel_and_not_one_that_ignores_lengths(page: int, config: dict[str, object]) -> None:
+    problem = parse_problem(f"b4 h4/2 q2 k300 d16 bf16 causal paged={page}")
+    asked = {**DECODE, **config}
+    verdict = verify.gate(flash_decode, problem, asked, seed=0, where="interpreter")  # type: ignore[arg-type]
+    assert verdict.passed, verdict.detail
+
+    def launches(*, kv_lengths: torch.Tensor, **given: Any) -> Any:
+        longest = torch.full_like(kv_lengths, int(kv_lengths.max()))
+        return flash_decode.launches(**given, kv_lengths=longest)
+
+    broken: Any = SimpleNamespace(PASS="fwd", launches=launches, workspaces=flash_decode.workspaces)
+    assert verify.gate(broken, problem, asked, seed=0, where="interpreter").status == "wrong"  # type: ignore[arg-type]
 
 
 def test_descriptors_and_pointers_give_equal_bits() -> None:
