@@ -240,10 +240,11 @@ def _counting(problem: Problem, name: str, shape: tuple[int, ...], generator: np
     if name != "v":
         return _normal(problem, name, shape, generator)
     batch, heads, length, classes = shape
-    key, head = np.arange(length), np.arange(heads)[:, None]
-    if problem.paged is not None:
-        # Every page differs from the others.
-        key = np.arange(batch * length).reshape(batch, 1, length)
+    # Every page differs from the others; sequences need not.
+    key = (
+        np.arange(length)[None, None] if problem.paged is None else np.arange(batch * length).reshape(batch, 1, length)
+    )
+    head = np.arange(heads)[:, None]
     chosen = (key * (2 * head + 1) + (key // classes) * (head + 1)) % classes
     return np.broadcast_to(np.eye(classes, dtype=np.float32)[chosen], shape) if batch and length else np.zeros(shape)
 

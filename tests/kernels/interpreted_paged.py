@@ -96,15 +96,14 @@ def test_nothing_is_read_that_belongs_to_no_sequence(page: int, load: str) -> No
 
 
 @pytest.mark.parametrize("page, config", [(16, {}), (64, {"load": "tma"}), (3, {"loops": "single"})])
-def test_the_gate_passes_the_kernel_and_not_one_that_ignores_lengths(page: int, config: dict[str, object]) -> None:
+def test_the_gate_passes_the_kernel_and_not_one_that_forgets_a_key(page: int, config: dict[str, object]) -> None:
     problem = parse_problem(f"b4 h4/2 q2 k300 d16 bf16 causal paged={page}")
     asked = {**DECODE, **config}
     verdict = verify.gate(flash_decode, problem, asked, seed=0, where="interpreter")  # type: ignore[arg-type]
     assert verdict.passed, verdict.detail
 
     def launches(*, kv_lengths: torch.Tensor, **given: Any) -> Any:
-        longest = torch.full_like(kv_lengths, int(kv_lengths.max()))
-        return flash_decode.launches(**given, kv_lengths=longest)
+        return flash_decode.launches(**given, kv_lengths=(kv_lengths - 1).clamp(min=0))
 
     broken: Any = SimpleNamespace(PASS="fwd", launches=launches, workspaces=flash_decode.workspaces)
     assert verify.gate(broken, problem, asked, seed=0, where="interpreter").status == "wrong"  # type: ignore[arg-type]
