@@ -227,6 +227,9 @@ def _varied(
         problem = problem.replace(batch=min(problem.batch, 2), kv_heads=heads, q_heads=heads * min(problem.group, 2))
     if "packed" in chosen:
         problem = problem.replace(batch=1)
+        if draw(st.booleans()):
+            # Sequences end anywhere, also where all of them together fill their tiles.
+            problem = problem.replace(kv_len=-(-problem.kv_len // sides[-1]) * sides[-1])
         chosen = [name for name in chosen if name not in ("bias", "mask")]
     return problem.replace(**{name: draw(_VARIANTS[name](sides)) for name in chosen})
 
@@ -259,7 +262,7 @@ _RECIPES = sorted(inputs.RECIPES, key=lambda name: name != "normal")
 _DTYPES: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
 _HEADS = (
     (1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (1, 2, 2), (1, 1, 3), (2, 2, 1), (1, 3, 1), (3, 1, 1), (2, 1, 2), (1, 2, 3),
-    (2, 2, 2), (1, 1, 4), (1, 1, 5), (1, 1, 8), (1, 3, 2), (3, 3, 1), (2, 3, 2), (1, 2, 4),
+    (2, 2, 2), (1, 1, 4), (1, 1, 5), (1, 1, 8), (1, 3, 2), (3, 3, 1), (2, 3, 2), (1, 2, 4), (1, 1, 3), (1, 1, 3),
 )  # fmt: skip
 
 
@@ -304,8 +307,10 @@ def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence
     q_len = draw(length)
     kv_len = draw(st.just(q_len) | length)
     head_dim = draw(st.sampled_from(HEAD_DIMS))
-    bound = st.none() | length | st.integers(0, 9)
-    causal = draw(st.booleans())
+    # Without a band blocks are visible as a whole, with one few of them are.
+    banded = draw(st.sampled_from((False, True, True)))
+    bound = st.none() | length | st.integers(0, 9) if banded else st.none()
+    causal = banded and draw(st.booleans())
     steps = -(-q_len // min(sides)) * -(-kv_len // min(sides))
     batch, kv_heads, group = draw(
         st.sampled_from([heads for heads in _HEADS if math.prod(heads) * steps <= max(_MOST_STEPS, steps)])
