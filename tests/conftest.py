@@ -6,8 +6,8 @@ import os
 # has make small tensors ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import hypothesis  # noqa: E402
-import torch  # noqa: E402
+import hypothesis
+import torch
 
 torch.set_num_threads(1)
 
