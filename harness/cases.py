@@ -244,7 +244,7 @@ _VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
     "sinks": lambda sides: st.just(value=True),
     "dropout": lambda sides: st.sampled_from((0.5, 0.1, 0.9)),
     "prefix": lambda sides: st.just(value=True),
-    "chunk": lambda sides: _lengths(sides).map(lambda length: max(length, 1)),
+    "chunk": lambda sides: st.integers(1, sides[0]) | _lengths(sides).map(lambda length: max(length, 1)),
     "documents": lambda sides: st.just(value=True),
     "mask": lambda sides: st.sampled_from(_SOME),
     "packed": lambda sides: st.sampled_from((3, 1, 2, 5)),
@@ -305,7 +305,9 @@ def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence
     """A small problem whose lengths and windows lie at and around the tiles' sides."""
     length = _lengths(sides)
     q_len = draw(length)
-    kv_len = draw(st.just(q_len) | length)
+    kv_len = draw(st.just(q_len) | length | length.map(lambda more: min(q_len + more, _LIMIT)))
+    if draw(st.sampled_from((False, False, True))):
+        q_len, kv_len = kv_len, q_len
     head_dim = draw(st.sampled_from(HEAD_DIMS))
     # Without a band blocks are visible as a whole, with one few of them are.
     banded = draw(st.sampled_from((False, True, True)))
