@@ -10,11 +10,14 @@ import torch
 from harness import inputs, oracle, paging, verify
 from harness.inputs import Placement
 from harness.problem import Problem, parse_problem
+from harness.quicken import quicken
 from harness.shadow import Role, shadow
 from kernels import flash_decode
 from kernels.attention import attention_paged
 from tests.kernels.cases import DECODE, Answer, check
 from tests.kernels.cases import ask as ask_any
+
+quicken()
 
 PAGES = (1, 3, 16, 64, 256)
 # Where every tensor has strides of its own.
@@ -110,17 +113,20 @@ def test_the_gate_passes_the_kernel_and_not_one_that_forgets_a_key(page: int, co
 
 
 def test_descriptors_and_pointers_give_equal_bits() -> None:
-    for shape in ("b3 h4/2 q3 k150 d40/24", "b2 h2/1 q1 k64 d16"):
-        for page, block_n in ((64, 16), (64, 64), (32, 32)):
-            problem = f"{shape} bf16 causal paged={page}"
-            one, other = (ask(problem, {"load": load, "block_n": block_n}) for load in ("tma", "pointer"))
-            check(one)
-            assert one.same_bits(other)
+    for shape, page, block_n in (
+        ("b2 h4/2 q3 k150 d40/24", 64, 16),
+        ("b2 h2/1 q1 k64 d16", 64, 64),
+        ("b2 h2 q2 k70 d16", 32, 32),
+    ):
+        problem = f"{shape} bf16 causal paged={page}"
+        one, other = (ask(problem, {"load": load, "block_n": block_n}) for load in ("tma", "pointer"))
+        check(one)
+        assert one.same_bits(other)
 
 
 def test_pages_say_as_much_as_the_same_keys_side_by_side() -> None:
     """Of sequences of one length, bit for bit, whatever the size of a page."""
-    for page in (1, 5, 16, 32):
+    for page in (5, 16):
         values, problem = filled(f"b2 h4/2 q3 k47 d16 bf16 paged={page}")
         plain = {name: tensor for name, tensor in paging.dense(problem, values).items() if name in ("q", "k", "v")}
         for one, other in zip(
