@@ -139,9 +139,8 @@ def _placement(case: Case, name: str) -> Placement:
     if lie is None:
         return inputs.placement_for(case.asked.layout, axes)
     # A log-sum-exp has no head dim, sinks have one axis; of two axes one layout exchanges them.
-    if axes == 2 and lie.layout == "sbhd":
-        return Placement(order=(1, 0), row_padding=lie.row_padding, shift=lie.shift, expanded=lie.expanded)
-    order = tuple("bhsd".index(letter) for letter in lie.layout if "bhsd".index(letter) < axes)
+    letters = "hb" if axes == 2 and lie.layout == "sbhd" else lie.layout
+    order = tuple("bhsd".index(letter) for letter in letters if "bhsd".index(letter) < axes)
     return Placement(order=order, row_padding=lie.row_padding, shift=lie.shift, expanded=lie.expanded)
 
 
@@ -281,11 +280,8 @@ def _cases(
     dtype = draw(st.sampled_from([name for name in _DTYPES if name in configs]))
     config = draw(st.sampled_from(configs[dtype]))
     problem = shape(draw(problems(dtype, _sides(config))))
-    if problem.paged is not None and described(config, ("k",)):
-        # Descriptors need pages of whole key blocks, and a loop for those that no mask touches.
-        most = max(value for name, value in config.items() if "block_n" in name and isinstance(value, int))
-        whole = None if config.get("loops") == "single" else -(-problem.paged // most) * most
-        problem = problem.replace(paged=whole, window_left=None)
+    if described(config, ("k",)):
+        problem = paging.describable(problem, config)
     operation = operation_for(problem)
     # Descriptors need aligned rows of stride 1, so what a config asks them for lies as the layout says.
     bound = (*described(config, operation.tensors), *inputs.LINED)

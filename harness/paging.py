@@ -77,6 +77,15 @@ def holes(problem: Problem, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def describable(problem: Problem, config: Mapping[str, int | str | bool]) -> Problem:
+    """A problem whose pages descriptors can read under a config: they hold whole key blocks, and those that no mask touches
+    have a loop of their own. Where the config has none, nothing is paged."""
+    if problem.paged is None or config.get("loops") == "single":
+        return problem.replace(paged=None)
+    most = max(value for name, value in config.items() if "block_n" in name and isinstance(value, int))
+    return problem.replace(paged=-(-problem.paged // most) * most, window_left=None)
+
+
 def dense(problem: Problem, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors with k and v as (batch, kv_heads, kv_len, head dim), 0 behind the end of a sequence."""
     if problem.paged is None:
