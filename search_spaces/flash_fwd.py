@@ -350,10 +350,16 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
         return 16, 16, 4 if device.compute_capability >= 100 else 8, 1
     if device.vendor != "cuda":
         return (128, 64, 4, 1) if widest <= 64 else (128, 32, 4, 1) if widest <= 128 else (64, 32, 4, 1)
+    # What comes in beside scores takes registers: elements of a bias, random numbers, elements of a mask.
+    crowded = problem.bias is not None or problem.dropout > 0
     if device.compute_capability >= 90:
         deep = uneven and device.compute_capability >= 100
+        if crowded:
+            return (128, 64, 8, 2) if widest <= 128 else (64, 64, 8, 2)
         return (128, 128, 8, 2) if widest <= 128 else (128, 64, 8, 3 if deep else 2)
-    return (128, 64, 8, 2) if widest <= 64 else (128, 32, 8, 2) if widest <= 128 else (64, 32, 8, 2)
+    if widest <= 128:
+        return (128, 64, 8, 2) if widest <= 64 else (64, 64, 8, 2) if problem.packed else (128, 32, 8, 2)
+    return (32 if problem.mask is not None else 64, 32, 8, 2)
 
 
 def _padded(head_dim: int) -> int:
