@@ -42,6 +42,13 @@ def test_every_default_is_legal(device: str, name: str) -> None:
         SPACES[name].space(problem, TARGETS[device]).check(SPACES[name].default(problem, TARGETS[device]))
 
 
+@pytest.mark.parametrize("device", TARGETS)
+def test_every_default_of_decoding_is_legal_for_wide_heads_and_few_queries(device: str) -> None:
+    for heads, head_dim in itertools.product(("h128/1 q1 k8192", "h32/8 q5 k8190"), ("192/128", "512", "576/512")):
+        problem = parse_problem(f"b2 {heads} d{head_dim} bf16 causal")
+        flash_decode.space(problem, TARGETS[device]).check(flash_decode.default(problem, TARGETS[device]))
+
+
 def forward(device: str, problem: str, **changes: object) -> str | None:
     """Name of the rule that removes the default config with `changes`, or None."""
     parsed, target = parse_problem(problem), TARGETS[device]
