@@ -164,7 +164,8 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
     if device.vendor != "cuda":
         return block_m, block_n, 4, 1
     older = device.compute_capability < 90
-    warps = 8 if widest > 512 or (older and widest == 256 and block_m == 32) else 4
+    wide = widest > 512 and device.arch != "sm_89"
+    warps = 8 if wide or (older and widest == 256 and block_m == 32) else 4
     return block_m, block_n, warps, 3 if widest <= 256 else 1 if older and widest > 512 else 2
 
 

@@ -71,6 +71,14 @@ FEW_VARIANTS = [
     ("a100", "b2 h8/2 s4096 d256 bf16 causal mask=bhqk fwd"),
     ("b200", "b2 h8/2 s4096 d64 bf16 causal dropout=0.1 fwd"),
     ("h200", "b2 h8/2 s4096 d128 bf16 causal dropout=0.1 bwd"),
+]
+# Heads that fill the registers, of latent attention and others.
+WIDE = [
+    (device, f"b2 h8/2 s4096 d{head_dim} bf16 causal {pass_}")
+    for device in ARCHITECTURES
+    for head_dim in ("8", "32", "96", "512", "64/512", "576/512")
+    for pass_ in ("fwd", "bwd")
+    if (device, head_dim, pass_) not in (("rtx4090", "576/512", "bwd"), ("mi300x", "576/512", "bwd"))
 ]  # fmt: skip
 
 
@@ -126,6 +134,23 @@ def test_defaults_compile_without_spills() -> None:
     assert not complaints(FEW)
 
 
+# What changes the code of a default: two heads in two tiles, sums rescaled late, one launch for both parts of a backward pass.
+STRUCTURES = [
+    ("h200", "b2 h8/2 s4096 d96 bf16 causal fwd", "flash_fwd", {"head_chunks": True, "lag": 8}),
+    ("h200", "b2 h8/2 s4096 d576/512 bf16 causal fwd", "flash_fwd", {}),
+    ("h200", "b2 h8/2 s4096 d128 bf16 causal bwd", "flash_bwd", {"structure": "fused"}),
+    ("mi300x", "b2 h8/2 s4096 d128 bf16 causal bwd", "flash_bwd", {"structure": "fused"}),
+]  # fmt: skip
+
+
+def test_every_structure_compiles_without_spills() -> None:
+    found = compiled(STRUCTURES)
+    assert [entry["kernel"] for entry in found if "rows" not in entry["kernel"]] == [
+        "flash_fwd_kernel", "flash_fwd_kernel", "flash_bwd_fused_kernel", "flash_bwd_fused_kernel"
+    ]  # fmt: skip
+    assert not [entry for entry in found if entry["spill_bytes"] or entry["shared_bytes"] > entry["shared_limit"]]
+
+
 def test_defaults_of_decoding_compile_without_spills() -> None:
     assert not complaints(FEW_DECODING, "flash_decode")
 
@@ -141,7 +166,14 @@ def test_every_default_of_a_variant_compiles_without_spills(device: str) -> None
     assert not found, "\n".join(found)
 
 
-ONE_LOOP = {"num_warps": 4, "num_stages": 2, "loops": "single", "masked_stages": 1, "warp_specialize": True, "block_n": 64}
+ONE_LOOP = {
+    "num_warps": 4,
+    "num_stages": 2,
+    "loops": "single",
+    "masked_stages": 1,
+    "warp_specialize": True,
+    "block_n": 64,
+}
 
 
 def test_warps_that_are_to_be_specialized_are_so_in_the_binary() -> None:
@@ -156,7 +188,7 @@ def test_warps_that_are_to_be_specialized_are_so_in_the_binary() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ARCHITECTURES)
 def test_every_default_compiles_without_spills(device: str) -> None:
-    found = complaints([job for job in ALL if job[0] == device])
+    found = complaints([job for job in (*ALL, *WIDE) if job[0] == device])
     found += complaints([job for job in DECODING if job[0] == device], "flash_decode")
     assert not found, "\n".join(found)
 
@@ -173,4 +205,6 @@ def test_a_default_that_spills_would_be_seen() -> None:
 
 if __name__ == "__main__":
     every = [(*job, f"flash_{job[1].split()[-1]}") for job in VARIANTS if job[0] in sys.argv[1:]]
-    subprocess.run([sys.executable, "-m", "tests.kernels.compiled_defaults", json.dumps(every), "table"], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compiled_defaults", json.dumps(every), "table"], cwd=ROOT, check=True
+    )
