@@ -41,6 +41,7 @@ LAYERS = (
         "search",
         "store",
         "interpreter",
+        "quicken",
         "shadow",
     ),
     ("laws", "probes", "metamorphic", "identities", "leaks", "properties"),
