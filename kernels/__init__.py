@@ -17,7 +17,8 @@ The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py
               parameters are those tunables, if any, on which the scratch depends.
 
 A tunable with `block_n` in its name is a number of keys, one with `block_m` of queries, one with `splits` the number of parts
-into which the keys of a row are divided: judges choose their questions by them.
+into which the keys of a row are divided: judges choose their questions by them. `lag`, if there is one, is by how many powers of
+two a row's maximum may rise before its sums are rescaled, which bounds take into account.
 
 Forward tensors:  q, k, v -> out, lse.                 Backward tensors:  q, k, v, out, lse, dout -> dq, dk, dv.
 Shapes are (batch, heads, length, head_dim) with any strides; lse is (batch, heads, length), fp32, natural logarithm.

@@ -19,7 +19,7 @@ def space(problem: Problem, device: DeviceFacts) -> Space:
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
-    """A config that compiles without spills for any head dim up to 256, in 16 bits up to 576; by arch, dtype and the wider one."""
+    """A config that compiles without spills for head dims up to 256, in 16 bits up to 576; by arch, dtype and the wider one."""
     dkdv, dq = _default_tiles(problem, device)
     longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
     longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
@@ -138,23 +138,37 @@ def _default_tiles(
             return (16, 16, 8, 2), (16, 16, 4, 1)
         return (16, 16, 8, 1), (16, 16, 8, 1)
     if widest > 256:
-        if device.vendor != "cuda":
-            return (16, 16, 4, 1), (16, 16, 4, 1)
-        if problem.head_dim <= 256:
-            return (16, 32, 8, 1), (32, 16, 8, 1)
-        return (16, 16, 8, 1), (16, 16, 8, 1 if problem.head_dim <= 512 else 2)
+        return _widest_tiles(problem, device)
     if device.vendor != "cuda":
         return ((32, 64, 4, 1), (64, 32, 4, 1)) if widest <= 128 else ((16, 32, 4, 1), (32, 16, 4, 1))
-    if device.compute_capability >= 90:
-        if widest <= 64:
-            return (64, 128, 8, 2), (128, 64, 8, 2)
-        if widest <= 128:
-            # The random numbers of dropout take registers.
-            keys = 64 if problem.dropout and device.compute_capability < 100 else 128
-            return (32 if device.compute_capability < 100 else 64, keys, 8, 2), (128, 64, 8, 2)
-        if uneven:
-            return (32, 64, 8, 2), (64, 32, 8, 2)
-        return (32, 64, 8, 1) if device.compute_capability >= 100 else (16, 64, 8, 2), (64, 32, 8, 2)
+    return _modern_tiles(problem, device) if device.compute_capability >= 90 else _older_tiles(widest, uneven=uneven)
+
+
+def _widest_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """Of heads beyond 256 in 16 bits, whose sums fill the registers."""
+    if device.vendor != "cuda":
+        return (16, 16, 4, 1), (16, 16, 4, 1)
+    if problem.head_dim <= 256:
+        return (16, 32, 8, 1), (32, 16, 8, 1)
+    return (16, 16, 8, 1), (16, 16, 8, 1 if problem.head_dim <= 512 else 2)
+
+
+def _modern_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """From sm_90 on, up to 256 in 16 bits."""
+    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
+    newest = device.compute_capability >= 100
+    if widest <= 64:
+        return (64, 128, 8, 2), (128, 64, 8, 2)
+    if widest <= 128:
+        # The random numbers of dropout take registers.
+        keys = 64 if problem.dropout and not newest else 128
+        return (64 if newest else 32, keys, 8, 2), (128, 64, 8, 2)
+    if _padded(problem.head_dim) != _padded(problem.v_head_dim):
+        return (32, 64, 8, 2), (64, 32, 8, 2)
+    return (32, 64, 8, 1) if newest else (16, 64, 8, 2), (64, 32, 8, 2)
+
+
+def _older_tiles(widest: int, *, uneven: bool) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     if widest <= 64:
         return (32, 128, 8, 2), (128, 32, 8, 2)
     return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 64 if uneven else 32, 8, 1), (64, 16, 8, 1))

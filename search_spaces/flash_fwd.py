@@ -27,7 +27,7 @@ def space(problem: Problem, device: DeviceFacts) -> Space:
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
-    """A config that compiles without spills for any head dim up to 256, in 16 bits up to 576; by arch, dtype and the wider one."""
+    """A config that compiles without spills for head dims up to 256, in 16 bits up to 576; by arch, dtype and the wider one."""
     block_m, block_n, warps, stages = _default_tile(problem, device)
     block_m = min(block_m, max(_LEAST_QUERIES, _power_of_two(problem.q_len)))
     block_n = min(block_n, max(_LEAST_KEYS, _power_of_two(problem.kv_len)))
@@ -106,8 +106,8 @@ def _code_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
             "maxnreg", _REGISTER_LIMITS if cuda else (0,), "fewer registers let another block hide latency", interpreted=False
         ),
         Param(
-            "lag", (0, 8) if device.compute_capability < 100 else (0,), "a row's sums may stay as they are while its maximum rises by less than so many powers of two, so"
-            " that most steps skip the products that rescale them, for a vote",
+            "lag", (0, 8) if device.compute_capability < 100 else (0,),
+            "sums that wait until a maximum has risen by so many powers of two are rarely rescaled, for a vote at each step",
         ),
         Param(
             "head_chunks", (False, True) if _divisible(problem) else (False,),
