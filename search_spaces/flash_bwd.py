@@ -19,7 +19,7 @@ def space(problem: Problem, device: DeviceFacts) -> Space:
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
-    """A config for head dims up to 256, in 16 bits up to 576, by arch, dtype and the wider one; it spills nothing, but for heads of
+    """A config for head dims up to 256, in 16 bits 576, by arch, dtype and the wider one. It spills nothing, but for heads of
     256 with dropout on sm_90 and of 576 on gfx942."""
     dkdv, dq = _default_tiles(problem, device)
     longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
