@@ -6,7 +6,7 @@ who runs this in a process of its own.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from harness.gate_cases import GateCase, blocks_of, gate_cases
 from harness.operation import operation_for
 from harness.problem import Problem
 from harness.space import Value
-from harness.subject import Kernel, Memory, Run, launch_guarded, products_of
+from harness.subject import Kernel, Memory, Run, lag_of, launch_guarded, products_of
 
 ORACLE = "fp64 reference, derived elementwise bounds"
 SHADOW = "shadow memory"
@@ -64,6 +64,7 @@ def gate(
     cases = gate_cases(problem, config, unit=where == "device")
     products = products_of(config, where)
     contract = bounds.contract_for(problem.dtype, key_block=blocks_of(config).least_keys, fp32_products=products)
+    contract = replace(contract, lag=lag_of(config))
     shadowed = where == "interpreter" and _interpreting()
     checks: list[OutputCheck] = []
     faults: list[str] = []

@@ -18,7 +18,8 @@ The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py
               parameters are those tunables, if any, on which the scratch depends.
 
 A tunable with `block_n` in its name is a number of keys, one with `block_m` of queries, one with `splits` the number of parts
-into which the keys of a row are divided: judges choose their questions by them.
+into which the keys of a row are divided: judges choose their questions by them. `lag`, if there is one, is by how many powers of
+two a row's maximum may rise before its sums are rescaled, which bounds take into account.
 
 Forward tensors:  q, k, v -> out, lse.                 Backward tensors:  q, k, v, out, lse, dout -> dq, dk, dv.
 With block_table and kv_lengths, k and v are pools (pages, heads, rows of a page, head_dim).

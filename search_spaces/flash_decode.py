@@ -67,8 +67,10 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         return int(config["block_m"]) <= most_rows and int(config["block_n"]) <= most_keys
 
     def enough_rows(config: Config) -> bool:
-        # Matrix instructions work on 16 rows; plain multiply-add, which fp32 takes, shares out columns as well.
-        return problem.dtype == "fp32" or int(config["num_warps"]) * 16 <= 4 * int(config["block_m"])
+        # Matrix instructions work on 16 rows; plain multiply-add, which fp32 takes, shares out columns as well, and so do
+        # matrix instructions whose result is very wide.
+        shared = problem.dtype == "fp32" or _padded(problem.v_head_dim) > 256
+        return shared or int(config["num_warps"]) * 16 <= 4 * int(config["block_m"])
 
     def enough_blocks(config: Config) -> bool:
         return int(config["num_splits"]) <= max(1, _key_blocks(problem, int(config["block_n"])))
@@ -90,7 +92,7 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
 
     return (
         Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
-        Rule("warps_per_tile", "more than four warps would share 16 rows", enough_rows),
+        Rule("warps_per_tile", "more than four warps would share 16 rows of a result that is not wide", enough_rows),
         Rule("splits_exceed_blocks", "a split behind the last key block would have nothing to do", enough_blocks),
         Rule(
             "scratch_memory", "partial results would take eight times the memory of inputs and outputs", worth_merging
@@ -175,7 +177,10 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
     block_n = (64 if widest <= 128 else 32 if widest <= 256 else 16) if aligned else (32 if widest <= 64 else 16)
     if device.vendor != "cuda":
         return block_m, block_n, 4, 1
-    return block_m, block_n, 4 if widest <= 512 else 8, 3 if widest <= 256 else 2
+    older = device.compute_capability < 90
+    wide = widest > 512 and device.arch != "sm_89"
+    warps = 8 if wide or (older and widest == 256 and block_m == 32) else 4
+    return block_m, block_n, warps, 3 if widest <= 256 else 1 if older and widest > 512 else 2
 
 
 def _default_tma(problem: Problem, device: DeviceFacts) -> bool:
