@@ -6,7 +6,7 @@ A rule removes only what cannot be launched or cannot win. Figures come from com
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space
+from harness.space import Config, Param, Rule, Space, padded, power_of_two
 
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 32
@@ -22,8 +22,8 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
     """A config for head dims up to 256, in 16 bits 576, by arch, dtype and the wider one. It spills nothing, but for heads of
     256 with dropout on sm_90 and of 576 on gfx942."""
     dkdv, dq = _default_tiles(problem, device)
-    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
-    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
+    longest_m = max(_LEAST_QUERIES, power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, power_of_two(problem.kv_len))
     wide = max(problem.head_dim, problem.v_head_dim) > 256
     load = "tma" if _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 and not wide else "pointer"
     return Config({
@@ -62,9 +62,9 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
 
 
 def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
-    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
-    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
-    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    longest_m = max(_LEAST_QUERIES, power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, power_of_two(problem.kv_len))
+    wide, wide_v = padded(problem.head_dim), padded(problem.v_head_dim)
 
     def fits_length(config: Config) -> bool:
         queries = max(int(config["dkdv_block_m"]), int(config["dq_block_m"]))
@@ -110,7 +110,7 @@ def _tma_possible(problem: Problem, device: DeviceFacts) -> bool:
 def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config, launch: str) -> int:
     """Least shared memory of a block of `launch`: the blocks of the other side that are in flight."""
     size = DTYPE_BYTES[problem.dtype]
-    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    wide, wide_v = padded(problem.head_dim), padded(problem.v_head_dim)
     kept, passing = ("n", "m") if launch == "dkdv" else ("m", "n")
     rows, block = int(config[f"{launch}_block_{kept}"]), int(config[f"{launch}_block_{passing}"])
     stages = int(config[f"{launch}_stages"])
@@ -125,8 +125,8 @@ def _default_tiles(
     problem: Problem, device: DeviceFacts
 ) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     """(block_m, block_n, warps, stages) of dkdv and of dq."""
-    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
-    uneven = _padded(problem.head_dim) != _padded(problem.v_head_dim)
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim))
+    uneven = padded(problem.head_dim) != padded(problem.v_head_dim)
     if problem.dtype == "fp32":
         if widest <= 128:
             return (16, 32, 8, 1), (32, 16, 4 if widest <= 64 else 8, 1)
@@ -156,7 +156,7 @@ def _widest_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int
 
 def _modern_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     """From sm_90 on, up to 256 in 16 bits."""
-    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim))
     newest = device.compute_capability >= 100
     if widest <= 64:
         return (64, 128, 8, 2), (128, 64, 8, 2)
@@ -164,7 +164,7 @@ def _modern_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int
         # The random numbers of dropout take registers.
         keys = 64 if problem.dropout and not newest else 128
         return (64 if newest else 32, keys, 8, 2), (128, 64, 8, 2)
-    if _padded(problem.head_dim) != _padded(problem.v_head_dim):
+    if padded(problem.head_dim) != padded(problem.v_head_dim):
         return (32, 64, 8, 2), (64, 32, 8, 2)
     return (32, 64, 8, 1) if newest else (16, 64, 8, 2), (64, 32, 8, 2)
 
@@ -173,12 +173,3 @@ def _older_tiles(widest: int, *, uneven: bool) -> tuple[tuple[int, int, int, int
     if widest <= 64:
         return (32, 128, 8, 2), (128, 32, 8, 2)
     return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 64 if uneven else 32, 8, 1), (64, 16, 8, 1))
-
-
-def _padded(head_dim: int) -> int:
-    return max(16, _power_of_two(head_dim))
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not less than `number`."""
-    return 1 << max(number - 1, 0).bit_length()

@@ -6,7 +6,7 @@ Figures come from compiling the kernel for sm_80, sm_89, sm_90, sm_100 and gfx94
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space
+from harness.space import Config, Param, Rule, Space, padded, power_of_two
 
 # Below these sides a tile cannot be cut in a useful way, however few rows or keys there are.
 _LEAST_ROWS = 16
@@ -27,7 +27,7 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
     """A config that compiles without spills for any head dim up to 576, with enough splits for every multiprocessor."""
     block_m, block_n, warps, stages = _default_tile(problem, device)
     block_m = min(block_m, _most_rows(problem))
-    block_n = min(block_n, max(_LEAST_KEYS, _power_of_two(problem.kv_len)))
+    block_n = min(block_n, max(_LEAST_KEYS, power_of_two(problem.kv_len)))
     programs = problem.batch * problem.kv_heads * -(-problem.q_len * problem.group // block_m)
     # Columns that only pad a tile cost pointers a mask, and a descriptor nothing; setting one up costs every program some time.
     load = "tma" if _default_tma(problem, device) else "pointer"
@@ -61,7 +61,7 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
 
 def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
     most_rows = _most_rows(problem)
-    most_keys = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
+    most_keys = max(_LEAST_KEYS, power_of_two(problem.kv_len))
 
     def fits_length(config: Config) -> bool:
         return int(config["block_m"]) <= most_rows and int(config["block_n"]) <= most_keys
@@ -69,7 +69,7 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
     def enough_rows(config: Config) -> bool:
         # Matrix instructions work on 16 rows; plain multiply-add, which fp32 takes, shares out columns as well, and so do
         # matrix instructions whose result is very wide.
-        shared = problem.dtype == "fp32" or _padded(problem.v_head_dim) > 256
+        shared = problem.dtype == "fp32" or padded(problem.v_head_dim) > 256
         return shared or int(config["num_warps"]) * 16 <= 4 * int(config["block_m"])
 
     def enough_blocks(config: Config) -> bool:
@@ -87,7 +87,7 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         return _shared_bytes(problem, device, config) <= device.shared_bytes_per_block
 
     def fits_registers(config: Config) -> bool:
-        tile = int(config["block_m"]) * (int(config["block_n"]) + _padded(problem.v_head_dim))
+        tile = int(config["block_m"]) * (int(config["block_n"]) + padded(problem.v_head_dim))
         return tile // (int(config["num_warps"]) * device.warp_size) <= device.registers_per_thread
 
     return (
@@ -106,7 +106,7 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
 
 
 def _most_rows(problem: Problem) -> int:
-    return max(_LEAST_ROWS, _power_of_two(problem.q_len * problem.group))
+    return max(_LEAST_ROWS, power_of_two(problem.q_len * problem.group))
 
 
 def _loops(problem: Problem) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def _allowed_splits(problem: Problem, block_n: int, wanted: int) -> int:
 def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
     """Least shared memory of a block: key and value blocks in flight, and the queries where they lie there too."""
     size = DTYPE_BYTES[problem.dtype]
-    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    wide, wide_v = padded(problem.head_dim), padded(problem.v_head_dim)
     block_m, block_n, stages = int(config["block_m"]), int(config["block_n"]), int(config["num_stages"])
     step = block_n * (wide + wide_v) * size
     if device.vendor != "cuda" or stages == 1:
@@ -166,7 +166,7 @@ def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
 
 def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int, int]:
     """block_m, block_n, num_warps, num_stages."""
-    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim))
     if problem.dtype == "fp32":
         # ptxas aims at several blocks per multiprocessor and then spills a few bytes: what avoids it differs by arch.
         wide = device.compute_capability < 100 if widest > 128 else _ragged(problem)
@@ -190,13 +190,4 @@ def _default_tma(problem: Problem, device: DeviceFacts) -> bool:
 
 def _ragged(problem: Problem) -> bool:
     """Whether a tile is wider than a head."""
-    return any(_padded(side) != side for side in (problem.head_dim, problem.v_head_dim))
-
-
-def _padded(head_dim: int) -> int:
-    return max(16, _power_of_two(head_dim))
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not less than `number`."""
-    return 1 << max(number - 1, 0).bit_length()
+    return any(padded(side) != side for side in (problem.head_dim, problem.v_head_dim))

@@ -6,7 +6,7 @@ Figures come from compiling the kernel for sm_80, sm_89, sm_90, sm_100 and gfx94
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space
+from harness.space import Config, Param, Rule, Space, padded, power_of_two
 
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 64
@@ -23,14 +23,16 @@ _OTHER_REGISTERS = 32
 
 def space(problem: Problem, device: DeviceFacts) -> Space:
     """The tunables of the forward kernel for `problem` on `device`."""
-    return Space(params=_params(problem, device), rules=_rules(problem, device))
+    params = (*_tile_params(problem, device), *_grid_params(problem, device), *_code_params(problem, device))
+    rules = (*_tile_rules(problem, device), *_grid_rules(problem, device), *_code_rules(problem, device))
+    return Space(params=params, rules=rules)
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
     """A config that compiles without spills for head dims up to 256, in 16 bits up to 576; by arch, dtype and the wider one."""
     block_m, block_n, warps, stages = _default_tile(problem, device)
-    block_m = min(block_m, max(_LEAST_QUERIES, _power_of_two(problem.q_len)))
-    block_n = min(block_n, max(_LEAST_KEYS, _power_of_two(problem.kv_len)))
+    block_m = min(block_m, max(_LEAST_QUERIES, power_of_two(problem.q_len)))
+    block_n = min(block_n, max(_LEAST_KEYS, power_of_two(problem.kv_len)))
     # Heads of 576 fit in two tiles only, and in registers only if they come by pointers.
     halved = problem.head_dim > 512 and _divisible(problem)
     by_descriptor = _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 and not halved
@@ -42,10 +44,6 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
         "maxnreg": 0, "v_load": "late", "cache_hints": False, "lone_accumulator": False, "lag": 0,
         "head_chunks": halved,
     })  # fmt: skip
-
-
-def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
-    return (*_tile_params(problem, device), *_grid_params(problem, device), *_code_params(problem, device))
 
 
 def _tile_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
@@ -127,16 +125,12 @@ def _code_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
     )  # fmt: skip
 
 
-def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
-    return (*_tile_rules(problem, device), *_grid_rules(problem, device), *_code_rules(problem, device))
-
-
 def _tile_rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
-    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
-    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
+    longest_m = max(_LEAST_QUERIES, power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, power_of_two(problem.kv_len))
     # Published configs have 64 rows and more, 32 where a row is longer than 256 bytes, and 32 keys and more. Plain
     # multiply-add keeps more of them in registers.
-    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim)) * DTYPE_BYTES[problem.dtype]
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim)) * DTYPE_BYTES[problem.dtype]
     least_m, least_n = 64 if widest <= 256 else 32, 32 if widest <= 512 else 16
     full = problem.batch * problem.q_heads * (problem.q_len // least_m) >= _FULL * device.multiprocessors
 
@@ -310,14 +304,14 @@ def _precisions(problem: Problem, device: DeviceFacts) -> tuple[str, ...]:
 
 def _divisible(problem: Problem) -> bool:
     """Whether two tiles of a head, of queries and keys or of values, are narrower than one."""
-    return any(_width(dim, chunked=True) < _padded(dim) for dim in (problem.head_dim, problem.v_head_dim))
+    return any(_width(dim, chunked=True) < padded(dim) for dim in (problem.head_dim, problem.v_head_dim))
 
 
 def _width(head_dim: int, *, chunked: object) -> int:
     """Columns of a head with their padding, in one tile or in two."""
-    first = 1 << (head_dim.bit_length() - 1)
-    halves = first + _padded(head_dim - first)
-    return halves if chunked and head_dim > first >= 16 and halves < _padded(head_dim) else _padded(head_dim)
+    first = power_of_two(head_dim + 1) // 2
+    halves = first + padded(head_dim - first)
+    return min(halves, padded(head_dim)) if chunked and head_dim > first >= 16 else padded(head_dim)
 
 
 def _may_mask(problem: Problem, block_n: int = 256) -> bool:
@@ -375,8 +369,8 @@ def _accumulators(problem: Problem, device: DeviceFacts, config: Config) -> int:
 
 def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int, int]:
     """block_m, block_n, num_warps, num_stages."""
-    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
-    uneven = _padded(problem.head_dim) != _padded(problem.v_head_dim)
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim))
+    uneven = padded(problem.head_dim) != padded(problem.v_head_dim)
     if problem.dtype == "fp32":
         if widest <= 128 or uneven:
             return 32, 16, 8 if widest == 128 else 4, 1
@@ -405,12 +399,3 @@ def _widest_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int, 
     if device.compute_capability >= 90 and problem.head_dim <= 512:
         return 64, 32, 8, 2
     return 32, 32, 8, 1
-
-
-def _padded(head_dim: int) -> int:
-    return max(16, _power_of_two(head_dim))
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not less than `number`."""
-    return 1 << max(number - 1, 0).bit_length()
