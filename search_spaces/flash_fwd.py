@@ -35,14 +35,13 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
     block_n = min(block_n, max(_LEAST_KEYS, power_of_two(problem.kv_len)))
     # Heads of 576 fit in two tiles only, and in registers only if they come by pointers.
     halved = problem.head_dim > 512 and _divisible(problem)
-    by_descriptor = _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 and not halved
-    load = "tma" if by_descriptor else "pointer"
+    described = _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 and not halved
     return Config({
-        "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "precision": "ieee", "load": load,
-        "loops": "split", "masked_stages": min(stages, 2) if _two_loops(problem) else 1, "warp_specialize": False,
-        "head_order": "outer", "groups_together": 1, "programs_per_sm": 0, "flatten": False, "waves_per_eu": 0,
-        "maxnreg": 0, "v_load": "late", "cache_hints": False, "lone_accumulator": False, "lag": 0,
-        "head_chunks": halved,
+        "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "precision": "ieee",
+        "load": "tma" if described else "pointer", "loops": "split", "warp_specialize": False, "head_order": "outer",
+        "masked_stages": min(stages, 2) if _two_loops(problem) else 1, "groups_together": 1, "programs_per_sm": 0,
+        "flatten": False, "waves_per_eu": 0, "maxnreg": 0, "v_load": "late", "cache_hints": False,
+        "lone_accumulator": False, "lag": 0, "head_chunks": halved,
     })  # fmt: skip
 
 
