@@ -6,13 +6,14 @@ that no compiler raised: such an error propagates, for it is a bug of ours or of
 takes its process with it, which the caller sees.
 """
 
+import contextlib
 import os
 import re
 import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,11 @@ from triton.runtime.errors import OutOfResources, PTXASError
 from harness.binary import read_binary
 from harness.device import DeviceFacts
 from harness.errors import BugError
-from harness.inputs import DTYPES, placement_for
+from harness.gate_cases import gate_cases
+from harness.inputs import DTYPES, Placement, placement_for, strides_for
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.outcome import Artifact, Binary, CompileFailed
-from harness.problem import Layout, Problem
+from harness.problem import Problem
 from harness.space import Config
 
 # What the compiler raises when it refuses a program. The middle end has no type of its own: it raises RuntimeError,
@@ -59,7 +61,7 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
     """
     if knobs.runtime.interpret:
         raise BugError("asked to compile where Triton interprets", hint="compile in a worker of its own")
-    with _target(device), _compiler_log() as log:
+    with compiling_for(device), _compiler_log() as log:
         try:
             binaries, compile_ms = _compile(meta_launches(kernel, problem, config))
         except _REFUSAL_TYPES as refusal:
@@ -71,10 +73,28 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
     return Artifact(binaries=binaries, toolchain=toolchain(device), compile_ms=compile_ms)
 
 
+def compile_gate(kernel: Any, problem: Problem, config: Config, device: DeviceFacts) -> None:
+    """Leave in Triton's cache what the gate on a device launches to judge `config`; what the compiler refuses, it meets again
+    there."""
+    with compiling_for(device), _compiler_log():
+        for case in gate_cases(problem, config, unit=True):
+            with contextlib.suppress(*_REFUSAL_TYPES, RuntimeError, ValueError):
+                for launch in _launches(kernel, case.problem, config, case.placements()):
+                    launch.kernel.warmup(grid=launch.grid, **launch.args, **launch.constants, **launch.options)
+
+
 def meta_launches(kernel: Any, problem: Problem, config: Config) -> Sequence[Any]:
     """The launches (`kernels.launch.Launch`) that `config` makes for `problem`, on `meta` tensors, which hold
     nothing."""
-    tensors = {name: _empty(shape, dtype, problem.layout) for name, (shape, dtype) in shapes(problem).items()}
+    placements = {name: placement_for(problem.layout, len(shape)) for name, (shape, _) in shapes(problem).items()}
+    return _launches(kernel, problem, config, placements)
+
+
+def _launches(kernel: Any, problem: Problem, config: Config, placements: Mapping[str, Placement]) -> Sequence[Any]:
+    tensors = {
+        name: torch.empty_strided(shape, strides_for(shape, placements[name]), dtype=DTYPES[dtype], device="meta")
+        for name, (shape, dtype) in shapes(problem).items()
+    }
     inputs = {name: tensors[name] for name in operation_for(problem).inputs}
     scratch = {
         name: torch.empty(shape, dtype=dtype, device="meta")
@@ -124,13 +144,6 @@ def _compile(launches: Sequence[Any]) -> tuple[tuple[Binary, ...], float]:
     return tuple(binaries), spent
 
 
-def _empty(shape: Sequence[int], dtype: str, layout: Layout) -> torch.Tensor:
-    """A tensor in the strides that a measurement would give it."""
-    order = placement_for(layout, axes=len(shape)).order
-    laid_out = torch.empty([shape[axis] for axis in order], dtype=DTYPES[dtype], device="meta")
-    return laid_out.permute([order.index(axis) for axis in range(len(shape))])
-
-
 class _AbsentDriver:
     """Stands in for the driver of a GPU that is not here; enough of one to compile, not to launch."""
 
@@ -149,23 +162,19 @@ class _AbsentDriver:
 
 
 @contextmanager
-def _target(device: DeviceFacts) -> Iterator[None]:
-    """Make Triton compile for `device`: with the driver that is here if it is of that kind, else with a stand-in."""
+def compiling_for(device: DeviceFacts) -> Iterator[None]:
+    """Make Triton compile for `device`, with a stand-in for its driver also where such a GPU is here.
+
+    The code and its place in the cache are the same. A real driver would make a context on the GPU in each of many compiling
+    processes, which takes its memory, and address space beyond what such a process may use.
+    """
     arch = device.compute_capability if device.vendor == "cuda" else device.arch
-    wanted = GPUTarget(device.vendor, arch, device.warp_size)
-    try:
-        present = driver.active
-        found = present.get_current_target()
-    except RuntimeError:  # Triton's word for "there is no GPU here"
-        present, found = None, None
-    if found == wanted:
-        yield
-        return
-    driver.set_active(cast("Any", _AbsentDriver(wanted)))
+    driver.set_active(cast("Any", _AbsentDriver(GPUTarget(device.vendor, arch, device.warp_size))))
     try:
         yield
     finally:
-        driver.set_active(cast("Any", present))
+        # Whoever asks next gets the driver that is here, if there is one.
+        driver.set_active(cast("Any", None))
 
 
 @contextmanager

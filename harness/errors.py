@@ -55,6 +55,10 @@ class JournalError(MachineError):
     """A journal cannot be used: not ours, of another device, damaged before its last line, or in use."""
 
 
+class OutOfTimeError(HarnessError):
+    """The time that was given ended before what was asked. Nothing is wrong: what was finished before is kept."""
+
+
 class BugError(HarnessError):
     """FlashTune broke one of its own invariants."""
 

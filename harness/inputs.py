@@ -150,6 +150,11 @@ def unwritten(
 
 
 def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: Placement) -> Guarded:
+    return _between_guards(name, shape, dtype, strides_for(shape, placement), shift=placement.shift)
+
+
+def strides_for(shape: Sequence[int], placement: Placement) -> tuple[int, ...]:
+    """The strides, in elements, of a tensor of that shape that lies so."""
     strides = [0] * len(shape)
     step = 1
     for axis in reversed(placement.order):
@@ -159,7 +164,7 @@ def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: 
         step *= max(shape[axis], 1)
         if axis == placement.order[-1]:
             step += placement.row_padding
-    return _between_guards(name, shape, dtype, tuple(strides), shift=placement.shift)
+    return tuple(strides)
 
 
 def _between_guards(

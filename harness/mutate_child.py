@@ -22,7 +22,7 @@ from harness import interpreter, suite
 from harness.cases import kernel_subject
 from harness.mutate import SUITE, TASKS, TRIALS, How, Task, Trial
 from harness.mutate_judges import EVERY
-from harness.worker import describe_exit
+from harness.exits import describe_exit
 
 _TAIL = 4000
 _PROFILE = suite.profile_for("mutation")
