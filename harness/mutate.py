@@ -25,8 +25,8 @@ from pydantic.dataclasses import dataclass
 
 from harness.cases import Case
 from harness.errors import BugError, UsageError, did_you_mean
-from harness.problem import Pass
 from harness.exits import describe_exit
+from harness.problem import Pass
 from harness.worker import child_environment
 
 # What goes wrong in attention kernels, with a published instance each, where there is one.

@@ -20,9 +20,9 @@ import torch
 
 from harness import interpreter, suite
 from harness.cases import kernel_subject
+from harness.exits import describe_exit
 from harness.mutate import SUITE, TASKS, TRIALS, How, Task, Trial
 from harness.mutate_judges import EVERY
-from harness.exits import describe_exit
 
 _TAIL = 4000
 _PROFILE = suite.profile_for("mutation")

@@ -100,7 +100,7 @@ def campaign_lines(found: CampaignDocument, book: Book) -> list[str]:
         said = list(section(book))
         lines += ["", *said] if said else []
     lines += ["", *_reasons(book), *_wrong_lines(found), *_file_lines(found)]
-    return [_cut(line) for line in lines]
+    return [*(_cut(line) for line in lines), f"  {found.folder}"]
 
 
 def _of(book: Book, step: str, kind: str = "") -> list[tuple[str, Entry]]:
@@ -259,7 +259,7 @@ def _wrong_lines(found: CampaignDocument) -> list[str]:
 
 def _file_lines(found: CampaignDocument) -> list[str]:
     size = sum(found.files.values())
-    lines = [f"{found.folder}: {plural(len(found.files), 'file')}, {size / 2**20:.1f} MiB; the same command goes on"]
+    lines = [f"{plural(len(found.files), 'file')}, {size / 2**20:.1f} MiB; the same command goes on"]
     large = [name for name, bytes_ in found.files.items() if bytes_ > _MOST_BYTES]
     if len(found.files) > _MOST_FILES or large:
         lines.append(

@@ -60,14 +60,18 @@ class FakeChildren(FakeRunner):
         if function is ceilings.ceilings:
             return (
                 Ceiling(what="copy TB/s", size="4096 MiB", rate=4.1, interval=(4.0, 4.2), times_ms=(2.0,) * 20),
-                Ceiling(what="bf16 TFLOP/s", size="8192 x 8192 x 8192", rate=1000.0, interval=(990.0, 1010.0), times_ms=(1.1,) * 20),
+                Ceiling(
+                    what="bf16 TFLOP/s", size="8192 x 8192 x 8192", rate=1000.0, interval=(990.0, 1010.0), times_ms=(1.1,) * 20,
+                ),
             )  # fmt: skip
         if function is beside.pair:
             problem, config, rival, _, seed = arguments
             ours = fake_time_ms(problem, config)
             theirs = fake_time_ms(problem, rival) if not isinstance(rival, str) else ours * SLOWER[rival]
             noise = 1 + 0.002 * np.random.default_rng(seed).standard_normal((2, 40))
-            return Pair(rival_ms=tuple(theirs * noise[0]), ours_ms=tuple(ours * noise[1]), method="graph of 1", throttled=False)
+            return Pair(
+                rival_ms=tuple(theirs * noise[0]), ours_ms=tuple(ours * noise[1]), method="graph of 1", throttled=False
+            )
         if function is estimate_all:
             problem, _, candidates = arguments
             return [2.0 * fake_time_ms(problem, config) for config, _ in candidates]

@@ -8,7 +8,9 @@ from harness.campaign_plan import SHARES, Subject, anchor_of, anchors, plan, swe
 from harness.problem import parse_problem
 from harness.workload import load_workloads
 
-EVERY = frozenset({"softcap", "alibi", "bias", "sinks", "dropout", "prefix", "chunk", "documents", "mask", "packed", "lse_grad"})
+EVERY = frozenset(
+    {"softcap", "alibi", "bias", "sinks", "dropout", "prefix", "chunk", "documents", "mask", "packed", "lse_grad"}
+)
 FORWARD = Subject(stem="flash_fwd", pass_="fwd", of="k:j", variants=EVERY)
 BACKWARD = Subject(stem="flash_bwd", pass_="bwd", of="l:j", variants=EVERY)
 WORKLOADS = list(load_workloads().values())
@@ -31,7 +33,9 @@ def test_a_part_is_given_at_least_what_it_needs_to_begin() -> None:
 
 def test_a_kernel_is_asked_only_what_it_takes() -> None:
     bare = Subject(stem="mine", pass_="fwd", of="k:j", variants=frozenset({"softcap"}))
-    asked = [parse_problem(part.what["problem"]) for part in plan([bare], (), device_of="d") if part.what["do"] == "question"]
+    asked = [
+        parse_problem(part.what["problem"]) for part in plan([bare], (), device_of="d") if part.what["do"] == "question"
+    ]
     assert {name for problem in asked for name in problem.variants} == {"softcap"}
     assert len(asked) > 30
     # Its space is not one of those that are measured in full, and there is no backward kernel.

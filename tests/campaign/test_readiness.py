@@ -33,12 +33,16 @@ def test_a_machine_with_everything_is_ready(tmp_path: Path) -> None:
     ((json.dumps({"why": "torch 2.11.0 sees no GPU"}), ""), "torch 2.11.0 sees no GPU"),
     ((FINE.replace('""', '"a small kernel in a graph gave a wrong answer"'), ""), "gave a wrong answer"),
 ])  # fmt: skip
-def test_a_device_that_does_not_answer_as_it_should_is_missing(tmp_path: Path, answer: tuple[str, str], said: str) -> None:
+def test_a_device_that_does_not_answer_as_it_should_is_missing(
+    tmp_path: Path, answer: tuple[str, str], said: str
+) -> None:
     need = found(tmp_path, answer)["GPU"]
     assert need.severity == "missing" and said in need.found
 
 
-def test_packages_that_are_missing_or_old_are_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_missing_or_old_are_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = readiness.importlib.util.find_spec
     monkeypatch.setattr(readiness.importlib.util, "find_spec", lambda name: None if name == "optuna" else real(name))
     versions = {"triton": "3.5.1", "numpy": "2.5.2"}
@@ -54,7 +58,9 @@ def test_packages_that_are_missing_or_old_are_named_with_what_to_do(tmp_path: Pa
     assert "--answers" in needs["interpreter"].hint
 
 
-def test_a_sanitizer_that_is_there_and_does_not_work_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sanitizer_that_is_there_and_does_not_work_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(readiness.sanitizer, "find_program", lambda: "/usr/bin/compute-sanitizer")
     assert found(tmp_path)["compute-sanitizer"].severity == "fine"
     need = found(tmp_path, sanitizer="Device not supported")["compute-sanitizer"]
@@ -74,13 +80,17 @@ def test_a_folder_that_cannot_be_written_is_missing(tmp_path: Path, monkeypatch:
     )  # fmt: skip
 
 
-def test_it_is_printed_for_people_and_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_printed_for_people_and_for_scripts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(readiness, "_ask", lambda program, seconds: ("", "no GPU in this test"))
     argv = ["doctor", "--campaign", "--out", str(tmp_path), "--workspace", str(REPOSITORY)]
     assert main(argv) == 3
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
-    assert "X GPU               no GPU in this test" in out and out.endswith("Can a campaign start here?  no: 1 missing\n")
+    assert "X GPU               no GPU in this test" in out and out.endswith(
+        "Can a campaign start here?  no: 1 missing\n"
+    )
     assert main([*argv, "--json"]) == 3
     document = json.loads(capsys.readouterr().out)
     jsonschema.validate(document, documents.json_schema("readiness"))

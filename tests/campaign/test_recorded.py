@@ -19,14 +19,16 @@ from tests.fake_runner import fake_artifact, passing_verdict
 PROBLEM = parse_problem("b1 h8/2 s512 d64 bf16 causal")
 SPACE = Space(params=(Param("block_m", (32, 64), "w"), Param("fast", (False, True), "w")), rules=())
 HEADER = {
-    "kernel": "flash_fwd", "problem": PROBLEM.key, "device": "h200", "arch": "sm_90", "default": Config({"block_m": 64, "fast": True}),
+    "kernel": "flash_fwd", "problem": PROBLEM.key, "device": "h200", "arch": "sm_90",
+    "default": Config({"block_m": 64, "fast": True}),
     "versions": {"triton": "3.6.0", "driver": None}, "runs": ({"began": "2026-01-01", "driver": "580.1"},),
 }  # fmt: skip
 
 
 def measured(trial: int, config: Config, time_ms: float, beside: float | None = None) -> Record:
     samples = Samples(
-        times_ms=(time_ms, time_ms * 1.1, time_ms * 0.9), incumbent_ms=() if beside is None else (beside,) * 3, throttled=trial == 1,
+        times_ms=(time_ms, time_ms * 1.1, time_ms * 0.9), incumbent_ms=() if beside is None else (beside,) * 3,
+        throttled=trial == 1,
     )  # fmt: skip
     outcome = Measured(verdict=passing_verdict(PROBLEM, "device"), samples=samples, artifact=fake_artifact(config))
     return Record(trial=trial, problem=PROBLEM.key, config=dict(config), outcome=outcome, seconds=0.5)
@@ -79,7 +81,13 @@ def test_a_damaged_space_is_refused_with_its_line(tmp_path: Path) -> None:
 
 def space_of(times: list[float | None], estimates: list[float]) -> Recorded:
     lines = tuple(
-        Line(config=(place,), outcome="wrong" if time is None else "measured", seconds=1.0, time_ms=time, estimate_ms=estimate)
+        Line(
+            config=(place,),
+            outcome="wrong" if time is None else "measured",
+            seconds=1.0,
+            time_ms=time,
+            estimate_ms=estimate,
+        )
         for place, (time, estimate) in enumerate(zip(times, estimates, strict=True))
     )
     return Recorded(

@@ -17,7 +17,7 @@ from harness.recorded import read_recorded
 
 REPOSITORY = Path(__file__).parents[2]
 # Of the whole space, the default and its like with other warps.
-FEWER = '''
+FEWER = """
 
 _whole = space
 
@@ -26,11 +26,13 @@ def space(problem, device):
     found, chosen = _whole(problem, device), default(problem, device)
     kept = {"num_warps": (4, 8)}
     params = tuple(
-        Param(one.name, tuple(v for v in one.values if v == chosen[one.name] or v in kept.get(one.name, ())), one.why, one.interpreted)
+        Param(
+            one.name, tuple(v for v in one.values if v in (chosen[one.name], *kept.get(one.name, ()))), one.why, one.interpreted
+        )
         for one in found.params
     )
     return Space(params=params, rules=found.rules)
-'''
+"""
 
 
 @pytest.mark.slow

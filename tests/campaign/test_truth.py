@@ -25,7 +25,9 @@ def test_the_questions_cover_every_variant_dtype_mask_and_head_dim_in_both_passe
     for pass_ in PASSES:
         asked = [parse_problem(text) for text, _ in truth.questions(pass_)]
         assert {one.pass_ for one in asked} == {pass_}
-        assert len({(one, recipe) for one, (_, recipe) in zip(asked, truth.questions(pass_), strict=True)}) == len(asked)
+        assert len({(one, recipe) for one, (_, recipe) in zip(asked, truth.questions(pass_), strict=True)}) == len(
+            asked
+        )
         variants = {name for one in asked for name in one.variants}
         wanted = {"softcap", "alibi", "bias", "sinks", "dropout", "prefix", "chunk", "documents", "mask", "packed"}
         assert variants == wanted | ({"lse_grad"} if pass_ == "bwd" else set())
@@ -70,13 +72,17 @@ def test_a_difference_to_the_interpreter_beyond_both_bounds_is_wrong() -> None:
     reply = truth.ask(Emulated("fwd"), case(), "cpu", 1)
     outputs = truth.unpack(reply.answer.outputs)
     outputs["out"][0, 1, 5, 3] += 0.5
-    found = truth.ask(Emulated("fwd"), case(), "cpu", 1, truth.Answer(given=reply.answer.given, outputs=truth.pack(outputs)))
+    found = truth.ask(
+        Emulated("fwd"), case(), "cpu", 1, truth.Answer(given=reply.answer.given, outputs=truth.pack(outputs))
+    )
     assert "out[0, 1, 5, 3]" in found.wrong
     # Within the sum of the bounds it is none.
     check = reply.checks[0]
     outputs = truth.unpack(reply.answer.outputs)
     outputs["out"][check.index] += 0.9 * check.bound
-    near = truth.ask(Emulated("fwd"), case(), "cpu", 1, truth.Answer(given=reply.answer.given, outputs=truth.pack(outputs)))
+    near = truth.ask(
+        Emulated("fwd"), case(), "cpu", 1, truth.Answer(given=reply.answer.given, outputs=truth.pack(outputs))
+    )
     assert near.wrong == ""
 
 

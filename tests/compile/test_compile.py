@@ -131,7 +131,9 @@ def test_an_interpreting_process_is_refused(tmp_path: Path) -> None:
     assert "where Triton interprets" in ran.stderr
 
 
-@pytest.mark.parametrize(("kernel", "problem"), [("flash_fwd", "b2 h4/2 s512 d64 bf16 causal fwd"), ("flash_bwd", "b1 h2 s256 d32 fp16 bwd")])
+@pytest.mark.parametrize(
+    ("kernel", "problem"), [("flash_fwd", "b2 h4/2 s512 d64 bf16 causal fwd"), ("flash_bwd", "b1 h2 s256 d32 fp16 bwd")]
+)
 def test_what_gate_and_proof_launch_on_a_device_is_compiled_before(cache: Path, kernel: str, problem: str) -> None:
     """The strides and alignments of what will be launched are those that were compiled for."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}

@@ -38,7 +38,9 @@ def test_inputs_lie_as_the_problem_says_and_a_backward_problem_is_handed_what_a_
     problem = parse_problem("b1 h4/2 q20 k33 d16 fp32 causal window=9 bshd bwd")
     tensors = timing._draw(problem, 3)
     assert tensors["q"].shape == (1, 4, 20, 16) and tensors["q"].stride() == (1280, 16, 64, 1)
-    assert torch.equal(tensors["k"], timing._draw(problem, 3)["k"]) and not torch.equal(tensors["k"], timing._draw(problem, 4)["k"])
+    assert torch.equal(tensors["k"], timing._draw(problem, 3)["k"]) and not torch.equal(
+        tensors["k"], timing._draw(problem, 4)["k"]
+    )
     expected = bounds.expect_forward(problem, tensors, library_contract(problem), structured=False)
     checks = compare.judge({name: tensors[name] for name in ("out", "lse")}, expected, case=str(problem))
     assert compare.status_of(checks) == "passed"

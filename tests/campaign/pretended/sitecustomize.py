@@ -1,5 +1,5 @@
-"""Pretends, to every Python process that finds this file first, that torch sees a GPU: its memory is the CPU's, its kernels run in
-Triton's interpreter, its clock is the wall's, and a graph does nothing when it is replayed.
+"""Pretends, to every Python process that finds this file first, that torch sees a GPU: its memory is the CPU's, its kernels run
+in Triton's interpreter, its clock is the wall's, and a graph does nothing when it is replayed.
 
 For a rehearsal of everything around a GPU that is not here. Nothing in it may be taken for a measurement.
 """
