@@ -40,14 +40,14 @@ tune: setup
 	@for kernel in $(KERNELS); do $(BIN)/flashtune tune $$kernel --workload quickstart --draft $(FLAGS) || exit $$?; done
 
 test: setup
-	@$(BIN)/python -m pytest -n 2 -m 'not slow' $(FLAGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(FLAGS)
 
 test-slow: setup
-	@$(BIN)/python -m pytest -n 2 $(FLAGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(FLAGS)
 
 lint: setup
 	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check harness search_spaces tests
+	@$(BIN)/ruff format --check examples harness search_spaces tests
 	@$(BIN)/mypy
 
 clean:

@@ -19,8 +19,7 @@ from typing import Any, Literal, Protocol
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from harness.errors import MachineError, OutOfTimeError, UsageError
-from harness.exits import first_line
+from harness.errors import MachineError, OutOfTimeError, UsageError, first_line
 from harness.files import write_whole
 
 # History of the schema: 1 is the first.

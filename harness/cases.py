@@ -22,7 +22,7 @@ from harness.inputs import Placement
 from harness.operation import operation_for, shapes
 from harness.problem import LAYOUTS, Dtype, Pass, Problem, parse_problem
 from harness.space import Config
-from harness.subject import Kernel, KernelSubject
+from harness.subject import Kernel, KernelSubject, described, least_keys, most_splits
 
 # History of the schema: 1 is the first.
 SCHEMA = 1
@@ -218,6 +218,9 @@ def _varied(
 ) -> Problem:
     problem = draw(plain)
     chosen = draw(st.lists(st.sampled_from(variants), min_size=1, max_size=_MOST_VARIANTS, unique=True))
+    if "bias" in chosen and "softcap" in variants and "softcap" not in chosen and draw(st.booleans()):
+        # A bias is added behind the softcap, which neither shows alone.
+        chosen.append("softcap")
     if "dropout" in chosen:
         # Random numbers take as long in the interpreter as all the rest.
         heads = min(problem.kv_heads, 2)
@@ -232,7 +235,7 @@ _MOST_VARIANTS = 3
 _SOME = ("bhqk", "bk", "hqk", "qk", "hk", "bq", "h", "")
 # What a field of a problem may be beyond plain attention, by tile sides: a new one is one more entry.
 _VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
-    "softcap": lambda sides: st.sampled_from((1.0, 20.0, 0.1)),
+    "softcap": lambda sides: st.sampled_from((1.0, 4.0, 0.1)),
     "alibi": lambda sides: st.just(value=True),
     "bias": lambda sides: st.sampled_from(_SOME),
     "sinks": lambda sides: st.just(value=True),
@@ -273,10 +276,10 @@ def _cases(
     config = draw(st.sampled_from(configs[dtype]))
     problem = shape(draw(problems(dtype, _sides(config))))
     operation = operation_for(problem)
-    # Descriptors need aligned rows of stride 1, so a config that asks for them gets tensors as the layout says.
-    free = () if "tma" in config.values() else operation.tensors
+    # Descriptors need aligned rows of stride 1, so what a config asks them for lies as the layout says.
+    bound = (*described(config, operation.tensors), *inputs.FIXED)
+    free = tuple(name for name in operation.tensors if name not in bound)
     drawn = tuple(name for name in operation.inputs if name not in ("out", "lse", *inputs.FIXED))
-    free = tuple(name for name in free if name not in inputs.FIXED)
     ranks = {name: len(shape) for name, (shape, _) in shapes(problem).items()}
     lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in drawn))) is not None}
     patch = st.builds(
@@ -376,5 +379,9 @@ def _lies(draw: st.DrawFn, name: str, rank: int, *, shared: bool) -> Lie | None:
 
 
 def _sides(config: Mapping[str, Any]) -> list[int]:
-    sides = sorted({value for name, value in config.items() if "block" in name and isinstance(value, int)})
-    return sides or list(_FOREIGN_SIDES)
+    """Lengths around which a kernel changes what it does: sides of tiles, and the keys of which each part has one block."""
+    sides = {value for name, value in config.items() if "block" in name and isinstance(value, int)}
+    shared = least_keys(config) * most_splits(config)
+    if sides and shared <= _LIMIT:
+        sides.add(shared)
+    return sorted(sides) or list(_FOREIGN_SIDES)

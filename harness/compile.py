@@ -1,12 +1,13 @@
 """Candidate to artifact: really compile every launch for a target, whether or not such a GPU is here.
 
 Runs inside a worker, in a process in which Triton is not interpreting; the caller decides Triton's cache folder.
-Refuses to launch anything, to allocate anything (tensors are on the `meta` device), and to say "failed" of an error
+Refuses to launch anything, to allocate anything that lasts (tensors are on the `meta` device), and to say "failed" of an error
 that no compiler raised: such an error propagates, for it is a bug of ours or of the kernel file. A compiler that aborts
 takes its process with it, which the caller sees.
 """
 
 import contextlib
+import inspect
 import os
 import re
 import stat
@@ -31,11 +32,12 @@ from harness.binary import read_binary
 from harness.device import DeviceFacts
 from harness.errors import BugError
 from harness.gate_cases import gate_cases
-from harness.inputs import DTYPES, Placement, placement_for, strides_for
+from harness.inputs import DTYPES, placement_for, unwritten
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.outcome import Artifact, Binary, CompileFailed
-from harness.problem import Problem
+from harness.problem import Layout, Problem
 from harness.space import Config
+from harness.subject import workspaces_of
 
 # What the compiler raises when it refuses a program. The middle end has no type of its own: it raises RuntimeError,
 # whose text is one of `_REFUSALS`; any other RuntimeError is not the compiler's.
@@ -63,7 +65,7 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
         raise BugError("asked to compile where Triton interprets", hint="compile in a worker of its own")
     with compiling_for(device), _compiler_log() as log:
         try:
-            binaries, compile_ms = _compile(meta_launches(kernel, problem, config))
+            binaries, compile_ms = _compile(meta_launches(kernel, problem, config, device))
         except _REFUSAL_TYPES as refusal:
             return _failed(refusal, log())
         except RuntimeError as refusal:
@@ -78,29 +80,39 @@ def compile_gate(kernel: Any, problem: Problem, config: Config, device: DeviceFa
     there."""
     with compiling_for(device), _compiler_log():
         for case in gate_cases(problem, config, unit=True):
+            lies = case.placements()
+            tensors = {
+                name: unwritten(name, shape, DTYPES[dtype], lies[name], device="meta").view
+                for name, (shape, dtype) in shapes(case.problem).items()
+            }
             with contextlib.suppress(*_REFUSAL_TYPES, RuntimeError, ValueError):
-                for launch in _launches(kernel, case.problem, config, case.placements()):
+                for launch in _launches(kernel, case.problem, config, tensors, device):
                     launch.kernel.warmup(grid=launch.grid, **launch.args, **launch.constants, **launch.options)
 
 
-def meta_launches(kernel: Any, problem: Problem, config: Config) -> Sequence[Any]:
-    """The launches (`kernels.launch.Launch`) that `config` makes for `problem`, on `meta` tensors, which hold
-    nothing."""
-    placements = {name: placement_for(problem.layout, len(shape)) for name, (shape, _) in shapes(problem).items()}
-    return _launches(kernel, problem, config, placements)
+def meta_launches(kernel: Any, problem: Problem, config: Config, device: DeviceFacts | None = None) -> Sequence[Any]:
+    """The launches (`kernels.launch.Launch`) that `config` makes for `problem` on `device`, on `meta` tensors, which hold
+    nothing. A kernel whose grid depends on the device is told its multiprocessors."""
+    tensors = {name: _empty(shape, dtype, problem.layout) for name, (shape, dtype) in shapes(problem).items()}
+    return _launches(kernel, problem, config, tensors, device)
 
 
-def _launches(kernel: Any, problem: Problem, config: Config, placements: Mapping[str, Placement]) -> Sequence[Any]:
-    tensors = {
-        name: torch.empty_strided(shape, strides_for(shape, placements[name]), dtype=DTYPES[dtype], device="meta")
-        for name, (shape, dtype) in shapes(problem).items()
-    }
+def _launches(
+    kernel: Any,
+    problem: Problem,
+    config: Config,
+    tensors: Mapping[str, torch.Tensor],
+    device: DeviceFacts | None,
+) -> Sequence[Any]:
     inputs = {name: tensors[name] for name in operation_for(problem).inputs}
     scratch = {
         name: torch.empty(shape, dtype=dtype, device="meta")
-        for name, (shape, dtype) in kernel.workspaces(**inputs).items()
+        for name, (shape, dtype) in workspaces_of(kernel, inputs, config).items()
     }
-    found: Sequence[Any] = kernel.launches(**tensors, **scratch, **problem_keywords(problem), **config)
+    told: dict[str, Any] = {}
+    if device is not None and "multiprocessors" in inspect.signature(kernel.launches).parameters:
+        told["multiprocessors"] = device.multiprocessors
+    found: Sequence[Any] = kernel.launches(**tensors, **scratch, **problem_keywords(problem), **config, **told)
     return found
 
 
@@ -142,6 +154,13 @@ def _compile(launches: Sequence[Any]) -> tuple[tuple[Binary, ...], float]:
     finally:
         knobs.compilation.listener = before
     return tuple(binaries), spent
+
+
+def _empty(shape: Sequence[int], dtype: str, layout: Layout) -> torch.Tensor:
+    """A tensor in the strides that a measurement would give it."""
+    order = placement_for(layout, axes=len(shape)).order
+    laid_out = torch.empty([shape[axis] for axis in order], dtype=DTYPES[dtype], device="meta")
+    return laid_out.permute([order.index(axis) for axis in range(len(shape))])
 
 
 class _AbsentDriver:

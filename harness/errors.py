@@ -71,3 +71,9 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     if close:
         return f"did you mean `{close[0]}`?"
     return "known: " + ", ".join(known) if known else "there are none"
+
+
+def first_line(error: BaseException) -> str:
+    """The type of what was raised, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

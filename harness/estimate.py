@@ -186,27 +186,30 @@ def _launch_ms(problem: Problem, launch: Any, binary: Binary, device: DeviceFact
     per_ms = device.clock_mhz * 1e3
     resident = _residence(binary, device, programs)
     outside = _outside(binary, resident, problem, device)
-    fixed = PROGRAM_CLOCKS + outside.vector(resident.blocks, resident.warps_per_scheduler) + outside.product
+    each = outside.vector(resident.blocks, resident.warps_per_scheduler) + outside.product
+    fixed = PROGRAM_CLOCKS + each
     steps = launch.steps
     if steps is None or not any((*steps.plain, *steps.masked)):
         waves = -(-programs // resident.slots) * fixed / per_ms
         moved = _argument_bytes(launch) / (device.memory_gb_per_s * MEMORY_SUSTAINED * 1e6)
         return max(waves, moved) + LAUNCH_MS, {"programs": max(waves, moved), "launch": LAUNCH_MS}
     repeats = launch.grid[1] * launch.grid[2]
-    rows = _rows_of_program(problem, programs)
+    # A program that makes several tiles starts and ends once, and does what is outside loops for each.
+    tiles = steps.tiles or (1,) * len(steps.plain)
+    rows = steps.rows or _rows_of_program(problem, sum(tiles) * repeats)
     plain, masked = (_step(loops, launch, resident, problem, device, rows) for loops in _loops_by_kind(binary, launch))
     stages = int(launch.options.get("num_stages", 2))
     plain_clocks, masked_clocks = (_clocks(demand, resident, stages) for demand in (plain, masked))
     durations = [
-        free * plain_clocks + bound * masked_clocks + fixed
-        for free, bound in zip(steps.plain, steps.masked, strict=True)
+        free * plain_clocks + bound * masked_clocks + made * each + PROGRAM_CLOCKS
+        for free, bound, made in zip(steps.plain, steps.masked, tiles, strict=True)
     ]
     busy = sum(durations) * repeats / resident.slots
     span = makespan(durations, repeats, resident.slots)
     counts = (sum(steps.plain) * repeats, sum(steps.masked) * repeats)
     terms = _pipe_terms(counts, (plain, masked), device)
     terms |= {
-        "programs": fixed * programs / resident.slots / per_ms,
+        "programs": (PROGRAM_CLOCKS * programs + each * sum(tiles) * repeats) / resident.slots / per_ms,
         "waiting": sum(
             count * demand.waiting / resident.streams / device.multiprocessors / per_ms
             for count, demand in zip(counts, (plain, masked), strict=True)

@@ -71,7 +71,7 @@ def _score_noise(block: oracle.Rows, terms: Terms) -> Noise:
     running = _seen(block, block.steps.capped)
     for term in block.steps.added:
         running = running + _seen(block, term)
-        noise += single(unit * _seen(block, term).abs()) + single(unit * running.abs())
+        noise += single(unit * finite(_seen(block, term))) + single(unit * finite(running))
     return noise
 
 
@@ -110,7 +110,7 @@ class ForwardWeights:
 
 
 def forward_weights(block: oracle.Rows, terms: Terms) -> ForwardWeights:
-    rescaled = _rescalings(block.visible, terms.contract.key_block)
+    rescaled = rescalings(block.visible, terms.contract.key_block)
     if block.sink is not None:
         rescaled = rescaled + block.visible.any(-1)
     # How far a shift was below the last one: its share of the roundings is common to the keys of a block.
@@ -123,7 +123,7 @@ def forward_weights(block: oracle.Rows, terms: Terms) -> ForwardWeights:
     )
 
 
-def _rescalings(visible: Tensor, key_block: int) -> Tensor:
+def rescalings(visible: Tensor, key_block: int) -> Tensor:
     """How often the maximum of each row can grow, (n or 1, r): one less than blocks with visible keys, in any order."""
     seen, keys = visible.sum(-1), visible.shape[-1]
     position = torch.arange(keys, device=visible.device).expand_as(visible)
@@ -143,15 +143,17 @@ def accumulated(block: oracle.Rows, weights: ForwardWeights, terms: Terms) -> No
     """Of out (n, r, Dv): what differs from column to column even if the weights are exact, and a scale of v."""
     absolute = block.values @ block.v.abs()
     largest = largest_partial(absolute, block.out)
-    return (
+    noise = (
         terms.sum(weights.seen.unsqueeze(-1), absolute, block.out)
         + several(weights.rescaled.unsqueeze(-1), terms.contract.accumulate * largest)
         + single(terms.contract.division * block.out.abs())
         + steady(terms.contract.constant * block.out.abs())
-        + (
-            steady(terms.contract.accumulate * block.out.abs()) + single(terms.contract.accumulate * block.out.abs())
-        ).scaled(torch.tensor(0.0 if block.kept is None else 1.0, device=block.out.device))
     )
+    if block.kept is not None:
+        # The constant that dropout divides by, and the product with it.
+        scaled = terms.contract.accumulate * block.out.abs()
+        noise += steady(scaled) + single(scaled)
+    return noise
 
 
 def normaliser(block: oracle.Rows, weights: ForwardWeights, terms: Terms) -> Noise:

@@ -20,11 +20,10 @@ from typing import IO, Any
 from harness import sanitizer
 from harness.cases import CASES, SCHEMA, Case, Counterexample, read_counterexample, write_counterexample
 from harness.errors import BugError, UsageError
-from harness.exits import describe_exit
 from harness.fuzz_child import PLANS, Plan
 from harness.shrink import shrink
 from harness.space import Config
-from harness.worker import child_environment
+from harness.worker import child_environment, describe_exit
 
 # A case takes seconds in the interpreter at the very most, imports at the start of a child a little longer.
 HANG_S = 90.0

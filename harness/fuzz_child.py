@@ -19,14 +19,13 @@ import pydantic
 from harness import interpreter, suite
 from harness.cases import CASES, Case, case_strategy, foreign_strategy, kernel_subject, like
 from harness.errors import UsageError
-from harness.exits import DEVICE_LOST
 from harness.foreign import Foreign, load
 from harness.judges import Finding, applicable
 from harness.problem import Dtype, Pass
 from harness.shrink import shrink
 from harness.space import Config
 from harness.subject import Subject
-from harness.worker import device_answers
+from harness.worker import DEVICE_LOST, device_answers
 from harness.workspace import Workspace
 
 

@@ -18,6 +18,7 @@ from harness.inputs import Placement
 from harness.operation import operation_for
 from harness.problem import Problem
 from harness.space import Value
+from harness.subject import described, most_splits
 
 Lies = Literal["plain", "unit", "any"]
 
@@ -61,12 +62,13 @@ _ALIGNED = 16
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """Tile sides of a config: the largest over queries and over keys, the least over keys and of all. `span` is a multiple
-    of every side, since sides are powers of two."""
+    of every side, since sides are powers of two. `splits` is the number of parts that the keys are divided into."""
 
     rows: int
     keys: int
     least_keys: int
     least: int
+    splits: int = 1
 
     @property
     def span(self) -> int:
@@ -114,8 +116,8 @@ def gate_cases(problem: Problem, config: Mapping[str, Value], *, unit: bool = Fa
     """What a candidate is asked, depending on the family and on the config's tile sides only, and whether it uses descriptors.
 
     Same pass, dtype, head dims, layout, scale, kind of mask and alignment, in four questions:
-    - *like*: lengths and windows that the tiles divide just when they divide the real ones, with tiles inside the mask;
-      the only one whose tensors lie as the real ones do;
+    - *like*: lengths and windows that the tiles divide just when they divide the real ones, with tiles inside the mask, and
+      with two blocks in some parts where keys are divided; the only one whose tensors lie as the real ones do;
     - *ragged*: more queries than keys, so some see nothing in a causal problem, and all heads of a group. Forward, the
       output counts the keys that were seen, which is exact;
     - *ragged* again, with ordinary values, and windows one key narrower: a kernel that remembers a call is wrong here;
@@ -126,7 +128,7 @@ def gate_cases(problem: Problem, config: Mapping[str, Value], *, unit: bool = Fa
     the others; larger ones become 4 (3 if odd).
     """
     blocks = blocks_of(config)
-    lies: Lies = "unit" if unit or "tma" in config.values() else "any"
+    lies: Lies = "unit" if unit or described(config, ("k",)) else "any"
     ragged = _ragged(problem, blocks)
     forward = problem.pass_ == "fwd"
     return (
@@ -195,14 +197,14 @@ def _group(problem: Problem, limit: int) -> int:
 
 
 def blocks_of(config: Mapping[str, Value]) -> Blocks:
-    """The tile sides that a config names; 16 where it names none."""
+    """The tile sides that a config names, 16 where it names none, and its splits."""
 
     def sides(word: str) -> list[int]:
         found = [value for name, value in config.items() if word in name and not isinstance(value, str | bool)]
         return found or [16]
 
     rows, keys = sides("block_m"), sides("block_n")
-    return Blocks(max(rows), max(keys), min(keys), min(rows + keys))
+    return Blocks(max(rows), max(keys), min(keys), min(rows + keys), most_splits(config))
 
 
 def _least(bound: int | None, limit: int) -> int | None:
@@ -212,16 +214,18 @@ def _least(bound: int | None, limit: int) -> int | None:
 def _similar(problem: Problem, blocks: Blocks) -> Problem:
     """One group of heads, with lengths and windows shortened by whole multiples of the tiles, so that all remainders are kept.
 
-    A window side keeps at least two tiles, so that a tile inside it needs no mask, and lengths reach a tile beyond it.
+    A window side keeps at least two tiles, so that a tile inside it needs no mask, and lengths reach a tile beyond it. Where
+    keys are divided, every part keeps a block, and the first one two.
     """
     span = blocks.span
+    deep = max(2, blocks.splits + 1) * span - 1
     left, right = (
-        None if side is None else _shortened(side, 2 * span - 1, span) for side in (problem.window_left, problem.right)
+        None if side is None else _shortened(side, deep, span) for side in (problem.window_left, problem.right)
     )
     reach = max(left or 0, right or 0)
     least = reach + span if reach else span + 1
     q_len = _shortened(problem.q_len, least if problem.banded else 1, span)
-    kv_len = _shortened(problem.kv_len, least, span)
+    kv_len = _shortened(problem.kv_len, max(least, blocks.splits * span + 1), span)
     # What is longer stays longer, so that the diagonal begins on the same side.
     if problem.q_len < problem.kv_len and q_len >= kv_len:
         kv_len += span

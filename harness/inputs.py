@@ -150,11 +150,6 @@ def unwritten(
 
 
 def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: Placement) -> Guarded:
-    return _between_guards(name, shape, dtype, strides_for(shape, placement), shift=placement.shift)
-
-
-def strides_for(shape: Sequence[int], placement: Placement) -> tuple[int, ...]:
-    """The strides, in elements, of a tensor of that shape that lies so."""
     strides = [0] * len(shape)
     step = 1
     for axis in reversed(placement.order):
@@ -164,7 +159,7 @@ def strides_for(shape: Sequence[int], placement: Placement) -> tuple[int, ...]:
         step *= max(shape[axis], 1)
         if axis == placement.order[-1]:
             step += placement.row_padding
-    return tuple(strides)
+    return _between_guards(name, shape, dtype, tuple(strides), shift=placement.shift)
 
 
 def _between_guards(

@@ -22,7 +22,7 @@ from harness.operation import operation_for, shapes
 from harness.problem import Problem
 from harness.properties import PROPERTIES, Property, agreement
 from harness.shadow import Role, shadow
-from harness.subject import KernelSubject, Subject, blaming, launches_of
+from harness.subject import KernelSubject, Subject, blaming, described, launches_of, workspaces_of
 
 Asked = tuple[tuple[OutputCheck, ...], tuple[str, ...]]
 
@@ -143,11 +143,15 @@ def _fp64(subject: Subject, case: Case) -> Asked:
 
 
 def _agreement(subject: Subject, case: Case) -> Asked:
-    """Ask a probe of the same kernel with other tile sides: what is exact in any order cannot depend on them."""
+    """Ask a probe of the same kernel with other tile sides and splits: what is exact in any order cannot depend on them."""
     ours = _ours(subject)
     other = {
         name: (16 if value > 16 else 32) if "block" in name and isinstance(value, int) else value
         for name, value in ours.config.items()
+    } | {
+        name: 1 if value > 1 else 3
+        for name, value in ours.config.items()
+        if "splits" in name and isinstance(value, int)
     }
     rng = np.random.default_rng([case.seed, len(case.problem)])
     return agreement((ours, replace(ours, config=other)), case.asked, rng), ()
@@ -182,7 +186,7 @@ def _untouchable(subject: Subject, case: Case) -> str | None:
 
 
 def _immovable(subject: Subject, case: Case) -> str | None:
-    return _untouchable(subject, case) or ("uses descriptors" if "tma" in case.config.values() else None)
+    return _untouchable(subject, case) or ("uses descriptors" if described(case.config, ("k",)) else None)
 
 
 def _shadow(subject: Subject, case: Case) -> Asked:
@@ -255,7 +259,8 @@ def _memory(
         placement = ours.outputs.get(name, inputs.placement_for(problem.layout, len(shape)))
         views[name] = inputs.unwritten(name, shape, DTYPES[dtype], placement).view
         roles[name] = "output"
-    for name, (shape, kind) in ours.kernel.workspaces(**{name: views[name] for name in operation.inputs}).items():
+    inputs_only = {name: views[name] for name in operation.inputs}
+    for name, (shape, kind) in workspaces_of(ours.kernel, inputs_only, ours.config).items():
         views[name] = inputs.unwritten(name, shape, kind, Placement(order=tuple(range(len(shape))))).view
         roles[name] = "workspace"
     return views, roles
@@ -282,7 +287,7 @@ JUDGES: Mapping[str, Judge] = {
     "fp64": Judge("fp64", "the same source in fp64 separates the algorithm from its roundings", _fp64, _uninterpreted),
     "agreement": Judge(
         "agreement",
-        "on probes all tile sides give the same bits, as every order of a sum is exact",
+        "on probes all tile sides and splits give the same bits, as every order of a sum is exact",
         _agreement,
         _inexact,
     ),

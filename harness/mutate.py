@@ -6,6 +6,7 @@ to change a kernel where it lies, to guess where a piece of text has gone, and t
 """
 
 import ast
+import functools
 import json
 import queue
 import shutil
@@ -17,6 +18,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -25,9 +27,8 @@ from pydantic.dataclasses import dataclass
 
 from harness.cases import Case
 from harness.errors import BugError, UsageError, did_you_mean
-from harness.exits import describe_exit
 from harness.problem import Pass
-from harness.worker import child_environment
+from harness.worker import child_environment, describe_exit
 
 # What goes wrong in attention kernels, with a published instance each, where there is one.
 CLASSES: Mapping[str, str] = {
@@ -54,6 +55,7 @@ CLASSES: Mapping[str, str] = {
     "rows without keys": "pytorch #109517, flashinfer #4401",
     "scale": "aotriton #54, segment-anything-fast #71",
     "sinks and the gradient of the log-sum-exp": "",
+    "split keys": "flash-attention #2550, sglang #2465",
     "store": "",
     "strides ignored": "pytorch #146377, flash-attention #2189",
     "window and unequal lengths": "flash-attention #895, transformers #39408",
@@ -76,7 +78,8 @@ class Mutant:
     """A planted bug of the kernel file `kernel`: in `file`, `anchor` becomes `replacement`, all `count` times that it occurs.
 
     `class_` is one of `CLASSES`; `passes` are those whose results the text can change; `needs` says what a problem or a run
-    must have to be affected; `equivalent` is the argument that nothing is, for a mutant that no judge can be blamed for.
+    must have to be affected; `variants` are fields of a problem, one of which it must have for the text to be carried out;
+    `equivalent` is the argument that nothing is, for a mutant that no judge can be blamed for.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Mutant:
     why: str
     passes: tuple[Pass, ...]
     needs: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     count: int = 1
     equivalent: str = ""
 
@@ -96,7 +100,8 @@ class Mutant:
 class Trial:
     """What one judge said of one mutant (or of the kernel as it is).
 
-    `how` it was killed ("" if not), after how many `cases` that the judge had something to say about, the last included;
+    `how` it was killed ("" if not), after how many `cases`, the last included; of those that were `asked`, and not left out
+    because they cannot be affected, the ones count that the judge had something to say about.
     `alarms` counts the cases it objected to, which is more than one only if it was not stopped at the first. `by` names the
     judges that objected, which are several where the judge is the whole suite.
     """
@@ -106,6 +111,7 @@ class Trial:
     cases: int
     alarms: int
     seconds: float
+    asked: int = 0
     detail: str = ""
     by: tuple[str, ...] = ()
 
@@ -150,10 +156,6 @@ class Task:
 
 TASKS: TypeAdapter[Task] = TypeAdapter(Task)
 TRIALS: TypeAdapter[Trial] = TypeAdapter(Trial)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The tables
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def mutants_file(folder: Path, stem: str) -> Path:
@@ -204,8 +206,13 @@ def _mutant(path: Path, stem: str, position: int, entry: dict[str, Any]) -> Muta
     return mutant
 
 
-def plant(mutant: Mutant, kernels: Path, scratch: Path) -> str:
-    """Copy the folder `kernels` into `scratch` with the bug planted; the name of the copy, a package importable from there.
+@functools.lru_cache(maxsize=8)
+def _parsed(source: str) -> ast.AST:
+    return ast.parse(source)
+
+
+def planted(mutant: Mutant, kernels: Path) -> str:
+    """The text of the mutant's file with the bug in it.
 
     Raises `UsageError` if the anchor does not occur `count` times, if the result is not Python, or is the same Python.
     """
@@ -224,8 +231,17 @@ def plant(mutant: Mutant, kernels: Path, scratch: Path) -> str:
         raise UsageError(
             f"{who}: line {error.lineno} of the changed {mutant.file} is not Python: {error.msg}"
         ) from error
-    if ast.dump(tree) == ast.dump(ast.parse(source)):
+    if ast.dump(tree) == ast.dump(_parsed(source)):
         raise UsageError(f"{who} changes the text of {mutant.file}, but not the program")
+    return changed
+
+
+def plant(mutant: Mutant, kernels: Path, scratch: Path) -> str:
+    """Copy the folder `kernels` into `scratch` with the bug planted; the name of the copy, a package importable from there.
+
+    Raises `UsageError` as `planted` does.
+    """
+    changed = planted(mutant, kernels)
     package = _copy(f"{mutant.kernel}_{mutant.name}", kernels, scratch)
     (scratch / package / mutant.file).write_text(changed, encoding="utf-8")
     return package
@@ -294,11 +310,22 @@ def measure_alarms(
 
 def _measure_one(children: "_Children", mutant: Mutant, package: str, asked: Asked) -> MutantResult:
     began = time.monotonic()
-    trials = tuple(children.ask(package, mutant.kernel, judge, cases, stop=True) for judge, cases in asked.items())
+    trials = []
+    for judge, cases in asked.items():
+        # A case that does not carry the text out is passed by the kernel as it is, so it counts without being asked.
+        able = [position for position, case in enumerate(cases) if affects(mutant, case)]
+        trial = children.ask(package, mutant.kernel, judge, [cases[position] for position in able], stop=True)
+        left_out = able[trial.asked - 1] + 1 - trial.asked if trial.asked else 0
+        trials.append(replace(trial, cases=trial.cases + left_out))
     return MutantResult(
-        name=mutant.name, kernel=mutant.kernel, equivalent=bool(mutant.equivalent), trials=trials,
+        name=mutant.name, kernel=mutant.kernel, equivalent=bool(mutant.equivalent), trials=tuple(trials),
         seconds=time.monotonic() - began,
     )  # fmt: skip
+
+
+def affects(mutant: Mutant, case: Case) -> bool:
+    """Whether a case can carry out the text that a mutant changes."""
+    return not mutant.variants or any(name in case.asked.variants for name in mutant.variants)
 
 
 class _Children:

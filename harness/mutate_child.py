@@ -20,9 +20,9 @@ import torch
 
 from harness import interpreter, suite
 from harness.cases import kernel_subject
-from harness.exits import describe_exit
 from harness.mutate import SUITE, TASKS, TRIALS, How, Task, Trial
 from harness.mutate_judges import EVERY
+from harness.worker import describe_exit
 
 _TAIL = 4000
 _PROFILE = suite.profile_for("mutation")
@@ -37,7 +37,7 @@ def answer(task: Task) -> Trial:
         fork = _FORKS.Process(target=_carry_out, args=(task, there, log))
         fork.start()
         there.close()
-        judged = alarms = 0
+        judged = alarms = asked = 0
         how: How = ""
         detail = ""
         by: tuple[str, ...] = ()
@@ -51,6 +51,7 @@ def answer(task: Task) -> Trial:
             except EOFError:
                 break
             judged += event["judged"]
+            asked += 1
             if event["alarm"]:
                 alarms += 1
                 how, detail, by = "alarm", detail or event["alarm"], by or tuple(event["by"])
@@ -60,11 +61,13 @@ def answer(task: Task) -> Trial:
             how, detail = "crash", f"{describe_exit(fork.exitcode)}: {_last_line(log)}"
         # The case that ended the fork counts as judged.
         judged += how in ("crash", "timeout")
+        asked += how in ("crash", "timeout")
     return Trial(
         judge=task.judge,
         how=how,
         cases=judged,
         alarms=alarms,
+        asked=asked,
         seconds=time.monotonic() - began,
         detail=detail,
         by=by,

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Products = Literal["ieee", "tf32", "tf32x3"]
+
 # Deviations of Hoeffding's inequality: a sum of independent roundings exceeds it with probability <= 2 exp(-32) < 3e-14.
 DEVIATIONS = 8.0
 # What first-order terms leave out: products of two relative errors, each below a few percent.
@@ -26,16 +28,21 @@ class RoundingContract:
     `storage` is the unit roundoff of inputs and outputs, `tiny` the largest error of a number that is subnormal or flushed
     to zero in their format, `largest` the largest finite one. `operand` is the unit roundoff with which P and dS enter a
     second matrix product (0: they stay fp32), and `underflow` what `tiny` is for them. `product` is the relative error of
-    one product inside a matrix product (tf32), `accumulate` the unit roundoff of sums, `matrix_factor` how many times
-    coarser it is inside a matrix product, and `truncation` how often, per product, such a sum is truncated as a whole
+    one product inside a matrix product (tf32), `passes` how many products a matrix unit makes of one, `accumulate` the unit
+    roundoff of sums, `matrix_factor` how many times coarser it is inside a matrix product, and `truncation` how often, per
+    product, such a sum is truncated as a whole
     (matrix units do once in 4 to 32: Fasi et al. 2021, Khattak and Mikaitis 2025). `exponential` is the relative error of
     exp2 with its argument exact, `logarithm` the error of log2(z) in units of max(1, log2(z)), `division` the relative
     error of a quotient, `constant` the relative error that a scale, log2(e) or ln(2) has beside its rounding (fp64
     arithmetic with fp32 constants, scales of fp8 tensors). `key_block` is the number of keys between two rescalings of the
     accumulator. `chained`: a backward pass was given the out and lse of a forward kernel under the same contract;
-    otherwise the exact ones, rounded to storage and to fp32. `reproducible`: equal numbers give equal bits wherever they
-    lie (in another head or batch, with other strides), which a library that leaves sums to BLAS cannot promise.
-    `summed_delta`: delta is the sum of P dP over the keys, as a softmax that stores P computes it, and not of out dout.
+    otherwise the exact ones, rounded to storage and to fp32. `reproducible`: equal numbers give equal bits wherever
+    they lie (in another head or batch, with other strides), which a library that leaves sums to BLAS cannot promise.
+    `in_order`: the keys of a row are visited in blocks counted from the first key on, so that more keys behind the
+    last one change no rounding; not so where they are divided into parts that are added up at the end. `one_tile`: the
+    query heads of a group are rows of one tile, and the products of a tile come from BLAS (in the interpreter), which
+    may round a row by its place, so that a head with keys of its own may differ. `summed_delta`: delta is the sum of P
+    dP over the keys, as a softmax that stores P computes it, and not of out dout.
     """
 
     storage: float
@@ -44,6 +51,7 @@ class RoundingContract:
     operand: float
     underflow: float = 2.0**-126
     product: float = 0.0
+    passes: int = 1
     accumulate: float = 2.0**-24
     matrix_factor: float = 1.0
     truncation: float = 0.125
@@ -54,6 +62,8 @@ class RoundingContract:
     key_block: int = 16
     chained: bool = False
     reproducible: bool = True
+    in_order: bool = True
+    one_tile: bool = False
     summed_delta: bool = False
 
 
@@ -66,6 +76,12 @@ _FORMATS: Mapping[str, tuple[float, float, float]] = {
 # Of inputs and of P and dS: four and three significant bits, and half the smallest subnormal number.
 _EIGHT_BITS: Mapping[str, tuple[float, float]] = {"fp8e4m3": (2.0**-4, 2.0**-10), "fp8e5m2": (2.0**-3, 2.0**-17)}
 _SMALLEST = 2.0**-1022
+# How fp32 numbers are multiplied on matrix units: the relative error of one product, and how many are made of it.
+_PRODUCTS: Mapping["Products", tuple[float, int]] = {
+    "ieee": (0.0, 1),
+    "tf32": (2 * 2.0**-10, 1),
+    "tf32x3": (5 * 2.0**-22, 3),
+}
 # numpy's exp2 and log2 of fp32: measured on every mantissa, where the interpreter runs (tests/unit/test_bounds.py).
 _NUMPY = 2.0**-23
 
@@ -74,7 +90,7 @@ def contract_for(
     dtype: str,
     *,
     key_block: int = 16,
-    fp32_products: Literal["ieee", "tf32"] = "ieee",
+    fp32_products: Products = "ieee",
     chained: bool = False,
     where: Literal["device", "interpreter"] = "device",
     stored: Literal["fp16", "bf16", "fp32"] = "bf16",
@@ -84,7 +100,9 @@ def contract_for(
     On a "device" (which covers the interpreter) exp2, log2 and divisions may be off by two units in the last place (PTX
     ISA, `ex2.approx`, `lg2.approx`, `div.full`), and matrix units truncate. The "interpreter" computes with numpy: exact
     roundings, and exp2 and log2 within one unit. Tensor cores truncate tf32 operands to 11 significant bits, so a product
-    of two is off by at most 2 * 2^-10, and sum four products at once.
+    of two is off by at most 2 * 2^-10, and sum four products at once. "tf32x3" makes three products of one: of a number its
+    nearest with 11 bits is taken apart, off by 2^-11, and of that rest too 11 bits are kept, so that each rest loses 2^-21 of
+    the number, and the product of the rests, 2^-22, is left out.
 
     With fp8 inputs, given to the bounds as numbers (multiplied by their scales), P and dS are cast to fp8, outputs are
     `stored` wider, and the scales of q and k, and that of v, are multiplied into constants and results. Hopper's fp8 sums
@@ -111,9 +129,9 @@ def contract_for(
         chained=chained,
     )
     if dtype == "fp32":
-        tensor_cores = fp32_products == "tf32"
-        product, truncation = (2.0**-9, 0.25) if tensor_cores else (0.0, 0.0)
-        found = replace(found, operand=0.0, product=product, truncation=truncation)
+        product, passes = _PRODUCTS[fp32_products]
+        truncation = 0.25 if product else 0.0
+        found = replace(found, operand=0.0, product=product, passes=passes, truncation=truncation)
     if dtype in _EIGHT_BITS:
         operand, underflow = _EIGHT_BITS[dtype]
         # Two more roundings of the constant in a score, and one of it and a product in out.
@@ -251,7 +269,10 @@ class Terms:
         contract = self.contract
         unit = contract.accumulate * (contract.matrix_factor if matrix else 1.0)
         largest = largest_partial(absolute, value)
-        additions = (torch.as_tensor(count, dtype=absolute.dtype, device=absolute.device) - 1).clamp(min=0)
+        addends = torch.as_tensor(count, dtype=absolute.dtype, device=absolute.device) * (
+            contract.passes if matrix else 1
+        )
+        additions = (addends - 1).clamp(min=0)
         noise = several(additions, unit * largest)
         if matrix and (contract.truncation or contract.product):
             steps = torch.minimum(additions, (additions * contract.truncation).ceil() + runs)

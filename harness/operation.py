@@ -44,6 +44,8 @@ ADDED_INPUTS = tuple(name for inputs, _ in _ADDED.values() for name in inputs)
 # have the first ones.
 _ALWAYS = ("scale", "window_left", "window_right", "top_left")
 PROBLEM_KEYWORDS = (*_ALWAYS, "softcap", "chunk", "dropout", "dropout_seed")
+# Keywords of `launches` that are for callers: no part of a problem, and no tunables.
+CALLER_KEYWORDS = ("functions", "multiprocessors")
 
 # Any number whose halves both matter.
 DROPOUT_SEED = 0x2545F4914F6CDD1D
@@ -135,4 +137,4 @@ def tunables(launches: Callable[..., Any]) -> tuple[str, ...]:
     """The names of the tunables of a kernel's `launches`, in its order."""
     parameters = inspect.signature(launches).parameters.values()
     keywords = (parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
-    return tuple(name for name in keywords if name not in (*PROBLEM_KEYWORDS, "functions"))
+    return tuple(name for name in keywords if name not in (*PROBLEM_KEYWORDS, *CALLER_KEYWORDS))

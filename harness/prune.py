@@ -47,13 +47,22 @@ def _spills(binary: Binary, config: Config, device: DeviceFacts) -> str | None:
     return f"spills {binary.spill_bytes} bytes per thread, limit is {SPILL_LIMIT_BYTES}"
 
 
+def _trap(binary: Binary, config: Config, device: DeviceFacts) -> str | None:
+    if not binary.instructions or any(binary.instructions.get(kind) for kind in _STORES):
+        return None
+    return "stores nothing: the compiler left a trap in its place, as where tensor memory does not suffice"
+
+
 def _warp_specialization(binary: Binary, config: Config, device: DeviceFacts) -> str | None:
     if config.get("warp_specialize") is not True or binary.specialized or not binary.loops:
         return None
     return f"asked for warp specialization, the compiler launched {binary.warps} plain warps"
 
 
+_STORES = ("global_store", "atomic", "tma")
+
 RULES: tuple[StaticRule, ...] = (
+    StaticRule("trap", "code that stores nothing computes nothing", _trap),
     StaticRule("shared_memory", "a block over the limit of shared memory cannot be launched", _shared_memory),
     StaticRule("registers", "a block over the limit of registers cannot be launched", _registers),
     StaticRule("spills", "registers kept in memory are paid for in every iteration", _spills),

@@ -3,10 +3,12 @@
 Refuses to know what a kernel does: a space is data. Refuses duplicate names, empty parameters, and unknown configs.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +72,10 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named legality rule: `holds(config)` is False for the configs that it removes; `why` is one sentence."""
+    """A named legality rule: `holds(config)` is False for the configs that it removes; `why` is one sentence.
+
+    It must read parameters by name and nothing else of the config: an enumeration asks it as soon as those are known.
+    """
 
     name: str
     why: str
@@ -81,8 +86,9 @@ class Rule:
 class Census:
     """Count of a space: `size` combinations, `legal` ones, and how many each rule removed.
 
-    `pruned` charges a config to the first rule that removes it, so size = legal + sum(pruned). `alone` counts for each
-    rule all that it would remove if it were the only one.
+    `pruned` charges a config to the first rule that can tell, parameter by parameter in the order of the space, and among
+    those in the order of the rules, so size = legal + sum(pruned). `alone` counts for each rule all that it would remove
+    if it were the only one.
     """
 
     size: int
@@ -129,6 +135,13 @@ class Space:
         self._enumerate()
         return self._census[0]
 
+    def distinct(self, names: Sequence[str]) -> list[Config]:
+        """For every combination of the parameters `names` that has legal configs, the first of these."""
+        leading = [param for param in self.params if param.name in names]
+        others = [param for param in self.params if param.name not in names]
+        found = _Walk([*leading, *others], self.rules).legal(distinct=len(leading))
+        return [Config({name: config[name] for name in self.names}) for config in found]
+
     def check(self, config: Mapping[str, Any]) -> Config:
         """Return `config` in the order of the space. Raises `UsageError` if it is not a legal member."""
         for name in config:
@@ -159,19 +172,109 @@ class Space:
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
     def _enumerate(self) -> None:
-        if self._census:
+        if not self._census:
+            walk = _Walk(self.params, self.rules)
+            self._legal.extend(walk.legal())
+            alone = {rule.name: walk.removed_by(rule) for rule in self.rules}
+            self._census.append(Census(size=walk.size, legal=len(self._legal), pruned=walk.pruned, alone=alone))
+
+
+class _Unknown(Exception):  # noqa: N818  (no error: it says which parameter a rule waits for)
+    """A rule asked for a parameter that has no value yet."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class _Partial(Config):
+    """A config that grows: to read what is not known yet raises `_Unknown`, which no Mapping method takes for an absent key."""
+
+    __slots__ = ("_known_names",)
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__({})
+        self._known_names = frozenset(names)
+
+    def __getitem__(self, name: str) -> Value:
+        if name in self._values:
+            return self._values[name]
+        if name in self._known_names:
+            raise _Unknown(name)
+        raise KeyError(name)
+
+    def put(self, name: str, value: Value) -> None:
+        self._values[name] = value
+
+    def drop(self, name: str) -> None:
+        del self._values[name]
+
+
+class _Walk:
+    """All combinations of parameters as a tree, cut off where a rule already removes what lies below."""
+
+    def __init__(self, params: Sequence[Param], rules: Sequence[Rule]) -> None:
+        self._params = params
+        self._rules = rules
+        self._values = {param.name: param.values for param in params}
+        self._depth = {param.name: depth for depth, param in enumerate(params)}
+        self._below = [math.prod(len(param.values) for param in params[depth:]) for depth in range(len(params) + 1)]
+        self._partial = _Partial(tuple(self._values))
+        self.size = self._below[0]
+        self.pruned = {rule.name: 0 for rule in rules}
+
+    def legal(self, distinct: int | None = None) -> Iterator[Config]:
+        """Every legal config in the order of the parameters' values; counts in `pruned` what is cut off on the way.
+
+        Of those that agree in the first `distinct` parameters, only the first one.
+        """
+        return self._descend(-1, [(rule, -1) for rule in self._rules], distinct)
+
+    def removed_by(self, rule: Rule) -> int:
+        """How many combinations `rule` removes on its own: only parameters that it reads are gone through."""
+        return self._removed(rule, self.size)
+
+    def _descend(
+        self, depth: int, waiting: list[tuple[Rule, int]], distinct: int | None = None
+    ) -> Generator[Config, None, None]:
+        """Configs below the node at which parameters up to `depth` are known; a rule waits for the parameter beside it."""
+        still = []
+        for rule, needed in waiting:
+            if needed > depth:
+                still.append((rule, needed))
+                continue
+            try:
+                holds = rule.holds(self._partial)
+            except _Unknown as unknown:
+                still.append((rule, self._depth[unknown.name]))
+                continue
+            if not holds:
+                self.pruned[rule.name] += self._below[depth + 1]
+                return
+        if depth + 1 == len(self._params):
+            yield Config(self._partial._values)
             return
-        pruned = {rule.name: 0 for rule in self.rules}
-        alone = dict(pruned)
-        size = 0
-        for values in itertools.product(*(param.values for param in self.params)):
-            size += 1
-            config = Config(dict(zip(self.names, values, strict=True)))
-            broken = [rule.name for rule in self.rules if not rule.holds(config)]
-            for name in broken:
-                alone[name] += 1
-            if broken:
-                pruned[broken[0]] += 1
-            else:
-                self._legal.append(config)
-        self._census.append(Census(size=size, legal=len(self._legal), pruned=pruned, alone=alone))
+        param = self._params[depth + 1]
+        try:
+            for value in param.values:
+                self._partial.put(param.name, value)
+                below = self._descend(depth + 1, still, distinct)
+                if depth + 2 == distinct:
+                    with contextlib.closing(below):
+                        yield from itertools.islice(below, 1)
+                else:
+                    yield from below
+        finally:
+            self._partial.drop(param.name)
+
+    def _removed(self, rule: Rule, combinations: int) -> int:
+        try:
+            return 0 if rule.holds(self._partial) else combinations
+        except _Unknown as unknown:
+            name = unknown.name
+        found = 0
+        for value in self._values[name]:
+            self._partial.put(name, value)
+            found += self._removed(rule, combinations // len(self._values[name]))
+        self._partial.drop(name)
+        return found

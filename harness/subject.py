@@ -6,9 +6,10 @@ its judges; a crash is the caller's to report.
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from harness import bounds, inputs
 from harness.bounds import RoundingContract
 from harness.errors import RefusedError, SubjectError
 from harness.inputs import Guarded, Placement
+from harness.noise import Products
 from harness.operation import lacks, operation_for, problem_keywords, shapes
 from harness.problem import Problem
 from harness.space import Value
@@ -81,7 +83,7 @@ class Kernel(Protocol):
 
     def launches(self, **arguments: Any) -> Any: ...
 
-    def workspaces(self, **tensors: Tensor) -> Any: ...
+    def workspaces(self, **arguments: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -134,7 +136,7 @@ def launch_guarded(
     Outputs have the dtype of q; log-sum-exps and gradients of sinks fp32, or fp64 where q is fp64.
     """
     made = _outputs(problem, given[0].view.dtype, memory)
-    return _launch(kernel, problem, given, made, _workspaces(kernel, given, memory), config)
+    return _launch(kernel, problem, given, made, _workspaces(kernel, given, config, memory), config)
 
 
 def _outputs(problem: Problem, dtype: torch.dtype, memory: Memory) -> list[Guarded]:
@@ -147,8 +149,8 @@ def _outputs(problem: Problem, dtype: torch.dtype, memory: Memory) -> list[Guard
     return made
 
 
-def _workspaces(kernel: Kernel, given: Sequence[Guarded], memory: Memory) -> list[Guarded]:
-    wanted = kernel.workspaces(**{tensor.name: tensor.view for tensor in given})
+def _workspaces(kernel: Kernel, given: Sequence[Guarded], config: Mapping[str, Value], memory: Memory) -> list[Guarded]:
+    wanted = workspaces_of(kernel, {tensor.name: tensor.view for tensor in given}, config)
     return [
         inputs.unwritten(
             name, shape, dtype, Placement(order=tuple(range(len(shape)))), device=memory.device, large=memory.large
@@ -185,10 +187,45 @@ def launches_of(kernel: Kernel, problem: Problem, tensors: Mapping[str, Tensor],
         raise RefusedError(f"the kernel refuses `{problem}`: {refusal}") from refusal
 
 
+def workspaces_of(
+    kernel: Any, given: Mapping[str, Tensor], config: Mapping[str, Value]
+) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes, by name, of the scratch tensors that `kernel` wants under `config` for the inputs in `given`.
+
+    `workspaces` is told those tunables that it names as keyword-only parameters.
+    """
+    parameters = inspect.signature(kernel.workspaces).parameters.values()
+    named = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    found: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = kernel.workspaces(
+        **given, **{name: config[name] for name in named}
+    )
+    return found
+
+
 def least_keys(config: Mapping[str, Value]) -> int:
     """The fewest keys that a config attends to at once: how often a row is rescaled."""
     sides = [value for name, value in config.items() if "block_n" in name and not isinstance(value, str | bool)]
     return min(sides, default=16)
+
+
+def most_splits(config: Mapping[str, Value]) -> int:
+    """Into how many parts a config divides the keys of a row."""
+    counts = [value for name, value in config.items() if "splits" in name and not isinstance(value, str | bool)]
+    return max(counts, default=1)
+
+
+def described(config: Mapping[str, Value], tensors: Sequence[str]) -> tuple[str, ...]:
+    """Those of `tensors` that must lie as a config's descriptors need them: aligned, with a last stride of 1."""
+    asked = [value for name, value in config.items() if "load" in name]
+    if "tma" in asked:
+        return tuple(tensors)
+    return tuple(name for name in tensors if name in ("k", "v")) if "tma_kv" in asked else ()
+
+
+def products_of(config: Mapping[str, Value], where: Literal["device", "interpreter"]) -> Products:
+    """How a config multiplies fp32 numbers. The interpreter does it exactly, whatever the config says."""
+    asked = config.get("precision", "ieee")
+    return "ieee" if where == "interpreter" or asked not in get_args(Products) else cast("Products", asked)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -230,7 +267,10 @@ class KernelSubject:
     def contract(self, problem: Problem) -> RoundingContract:
         dtype = "fp64" if self.double else problem.dtype
         where: Literal["device", "interpreter"] = "interpreter" if self.device == "cpu" else "device"
-        return bounds.contract_for(dtype, key_block=least_keys(self.config), where=where)
+        products = products_of(self.config, where)
+        contract = bounds.contract_for(dtype, key_block=least_keys(self.config), where=where, fp32_products=products)
+        one_tile = where == "interpreter" and getattr(self.kernel, "PACKED", False)
+        return replace(contract, in_order=most_splits(self.config) == 1, one_tile=one_tile)
 
     def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
         """See `Subject.run`; a backward pass uses the out and lse that it is given."""
@@ -248,7 +288,7 @@ class KernelSubject:
         ]
         made = [self._lay(tensor) for tensor in _outputs(problem, given[0].view.dtype, memory)]
         with blaming(problem):
-            scratch = [self._lay(tensor) for tensor in _workspaces(self.kernel, given, memory)]
+            scratch = [self._lay(tensor) for tensor in _workspaces(self.kernel, given, self.config, memory)]
             return _launch(self.kernel, problem, given, made, scratch, self.config)
 
     def _converted(self, values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from harness.operation import ADDED_INPUTS, operation_for, problem_keywords, sha
 from harness.outcome import Samples
 from harness.problem import Problem
 from harness.space import Value
+from harness.subject import workspaces_of
 
 # A candidate in the screening is known well enough to be dropped or kept; the finalist and the default get what they need
 # for an interval of their ratio. Graphs keep the host's launching, which the kernel cannot help, out of the time.
@@ -61,7 +62,7 @@ def runner(
     outputs = {name: _empty(name, problem) for name in operation.outputs}
     scratch = {
         name: torch.empty(shape, dtype=dtype, device=DEVICE)
-        for name, (shape, dtype) in kernel.workspaces(**inputs).items()
+        for name, (shape, dtype) in workspaces_of(kernel, inputs, config).items()
     }
     launches = kernel.launches(**inputs, **outputs, **scratch, **problem_keywords(problem), **config)
 

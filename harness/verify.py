@@ -18,7 +18,7 @@ from harness.gate_cases import GateCase, blocks_of, gate_cases
 from harness.operation import operation_for
 from harness.problem import Problem
 from harness.space import Value
-from harness.subject import Kernel, Memory, Run, launch_guarded
+from harness.subject import Kernel, Memory, Run, launch_guarded, products_of
 
 ORACLE = "fp64 reference, derived elementwise bounds"
 SHADOW = "shadow memory"
@@ -62,7 +62,8 @@ def gate(
     over, so that a fault of the forward kernel cannot be taken for one of the backward kernel, nor hide one.
     """
     cases = gate_cases(problem, config, unit=where == "device")
-    contract = bounds.contract_for(problem.dtype, key_block=blocks_of(config).least_keys)
+    products = products_of(config, where)
+    contract = bounds.contract_for(problem.dtype, key_block=blocks_of(config).least_keys, fp32_products=products)
     shadowed = where == "interpreter" and _interpreting()
     checks: list[OutputCheck] = []
     faults: list[str] = []
@@ -141,11 +142,9 @@ class _Watched:
     def __init__(self, kernel: Kernel, question: _Question) -> None:
         self.PASS = kernel.PASS
         self.found: list[str] = []
+        self.workspaces: Callable[..., Any] = kernel.workspaces
         self._kernel = kernel
         self._question = question
-
-    def workspaces(self, **tensors: Tensor) -> Any:
-        return self._kernel.workspaces(**tensors)
 
     def launches(self, **arguments: Any) -> Any:
         launches = list(self._kernel.launches(**arguments))

@@ -24,8 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from harness.compare import Verdict
 from harness.device import DeviceFacts
-from harness.errors import HarnessError, RefusedError, SubjectError
-from harness.exits import DEVICE_LOST, LOG_TAIL, describe_exit, first_line, tail_of
+from harness.errors import HarnessError, RefusedError, SubjectError, first_line
 from harness.outcome import (
     Artifact,
     CompileFailed,
@@ -42,7 +41,9 @@ from harness.problem import Problem
 from harness.prune import prune
 from harness.space import Config
 
+_LOG_TAIL = 2000
 _PR_SET_PDEATHSIG = 1
+DEVICE_LOST = 97
 # What is started with no time left still ends by itself, soon.
 _LEAST_S = 0.1
 
@@ -208,7 +209,7 @@ class ProcessRunner:
             except FutureTimeoutError:
                 return TimedOut(stage=stage, limit_s=limit)
             except ProcessExpired as expired:
-                return _failure(stage, describe_exit(expired.exitcode), tail_of(self._logs / f"{expired.pid}.log"))
+                return _failure(stage, describe_exit(expired.exitcode), _tail(self._logs / f"{expired.pid}.log"))
 
         return wait
 
@@ -280,7 +281,7 @@ def _guarded(stage: Stage, on_device: bool, work: Callable[[], Any]) -> Any:
         # Ours to mend or the caller's to hear.
         if isinstance(error, HarnessError):
             raise
-        return _failure(stage, first_line(error), traceback.format_exc()[-LOG_TAIL:])
+        return _failure(stage, first_line(error), traceback.format_exc()[-_LOG_TAIL:])
 
 
 def _give_up_a_lost_device(reason: str) -> None:
@@ -341,7 +342,7 @@ def _estimate(
     from harness.compile import meta_launches
     from harness.estimate import estimate
 
-    launches = meta_launches(_kernel(job), problem, config)
+    launches = meta_launches(_kernel(job), problem, config, job.device)
     predicted = estimate(problem, launches, passed.artifact, job.device)
     return Estimated(verdict=passed.verdict, estimate=predicted, artifact=passed.artifact)
 
@@ -374,3 +375,24 @@ def _failure(stage: Stage, reason: str, log: str) -> CompileFailed | LaunchFaile
     if stage == "compile":
         return CompileFailed(reason=reason, log=log)
     return LaunchFailed(stage=stage, reason=reason, log=log)
+
+
+def describe_exit(code: int) -> str:
+    """How a process ended, in words, from its exit code."""
+    if code == DEVICE_LOST:
+        return "the device failed and its process was given up"
+    # The pool reports a death by signal as the negative number or as 128 and the number, by how it learned of it.
+    number = -code if code < 0 else code - 128
+    try:
+        return f"the process was killed by {signal.Signals(number).name}"
+    except ValueError:
+        return f"the process ended with exit code {code}"
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LOG_TAIL))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,17 +1,23 @@
 """Attention kernels. Each file is self-contained: torch, triton and sibling files only, so copying the folder is enough.
 
 `attention.py` is what a library calls: one differentiable function over `flash_fwd.py` and `flash_bwd.py`, registered as PyTorch
-operators by `operators.py`. `baselines.py` holds plain attention in PyTorch, to read and to compare with; it needs no sibling.
+operators by `operators.py`; `functions.py` lets it take score and mask functions of the caller. `baselines.py` holds plain
+attention in PyTorch, to read and to compare with; it needs no sibling.
 The rest of this is for who writes a kernel.
 
 The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py`:
 
 `PASS`        "fwd" or "bwd".
+`PACKED`      optional: True where the query heads of a group are rows of one tile.
 `launches`    function (tensors by name, *, problem keywords, tunables) -> list[Launch]. Its positional-or-keyword
               parameters are the tensors; its keyword-only parameters are `scale`, `window_left`, `window_right`,
               `top_left` and then the tunables, whose names are those of the search space. It launches nothing.
-`workspaces`  function (tensors by name of the inputs) -> {name: (shape, torch dtype)} for scratch tensors that
-              `launches` takes beside the inputs and outputs; need not be initialised by the caller.
+`workspaces`  function (tensors by name of the inputs, *, tunables) -> {name: (shape, torch dtype)} for scratch tensors
+              that `launches` takes beside the inputs and outputs; need not be initialised by the caller. Its keyword-only
+              parameters are those tunables, if any, on which the scratch depends.
+
+A tunable with `block_n` in its name is a number of keys, one with `block_m` of queries, one with `splits` the number of parts
+into which the keys of a row are divided: judges choose their questions by them.
 
 Forward tensors:  q, k, v -> out, lse.                 Backward tensors:  q, k, v, out, lse, dout -> dq, dk, dv.
 Shapes are (batch, heads, length, head_dim) with any strides; lse is (batch, heads, length), fp32, natural logarithm.

@@ -93,7 +93,8 @@ def flash_bwd_rows_kernel(
     natural = tl.load(lse_at, mask=row < q_len, other=0.0)
     if dlse is not None:
         dlse_at = dlse + batch * stride_dlse_batch + head * stride_dlse_head + row * stride_dlse_row
-        total = total - tl.load(dlse_at, mask=row < q_len, other=0.0).to(ACC)
+        # An empty row depends on nothing, whatever comes back to its -inf.
+        total = total - tl.load(dlse_at, mask=(row < q_len) & (natural != float("-inf")), other=0.0).to(ACC)
 
     # Store
     delta_at = delta + batch * stride_delta_batch + head * stride_delta_head + row * stride_delta_row

@@ -33,23 +33,30 @@ PASS = "fwd"
 
 _LOG2_E = tl.constexpr(primitives.LOG2_E)
 
+# So many tiles and more have programs of their own, where numbers of tiles could leave 32 bits.
+_MOST_TILES = 1 << 30
+
 
 @triton.jit
 def _attend(
     q, k_at, v_at, start, m, z, acc, row, scale, q_len, kv_len, offset, left, right, stride_k_row, stride_v_row,
-    variant, batch, head, q_first, kv_first, SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE:
-    tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    variant, batch, head, q_first, kv_first, SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr,
+    FREE: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN: tl.constexpr,
-    RISING: tl.constexpr, TMA: tl.constexpr,
+    RISING: tl.constexpr, TMA: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One key block: (m, z, acc) of the online softmax (Milakov and Gimelshein 2018) after keys start... start + BLOCK_N."""
     CHECK: tl.constexpr = MASKED and not EVEN
+    # Many programs read keys and values, one reads its queries.
+    KEEP: tl.constexpr = "evict_last" if HINTS else ""
 
     # Load
-    k = load_tile(k_at, start, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA)
+    k = load_tile(k_at, start, kv_len, stride_k_row, HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA, KEEP)
+    if EARLY:
+        v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA, KEEP)
 
     # Score
-    s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=acc.dtype))
+    s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=acc.dtype), PRECISION)
 
     # Mask. Where scale > 0 the maximum may be taken before scaling, and scaling and shifting are one fused operation:
     # whatever rounding m has, it is the same m in p, z and the log-sum-exp. Else s must be scaled before -inf comes in.
@@ -82,40 +89,42 @@ def _attend(
     shrink = tl.exp2(m - shift)
 
     # Accumulate
-    v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA)
+    if not EARLY:
+        v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA, KEEP)
     z = z * shrink + tl.sum(p, 1)
     if variant.seed is not None:
         p = tl.where(kept(variant, batch, head, row[:, None] + q_first, col[None, :] + kv_first), p, 0.0)
-    acc = product(rounded(p, v.dtype), v, acc * shrink[:, None])
+    acc = product(rounded(p, v.dtype), v, acc * shrink[:, None], PRECISION)
     return m_next, z, acc
 
 
-@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads"])
-def flash_fwd_kernel(
+@triton.jit
+def _attend_tile(
+    position, blocks, head_row,
     q, k, v, out, lse,
     stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
     stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
     stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
     stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
     stride_lse_batch, stride_lse_head, stride_lse_row,
-    scale, q_len, kv_len, offset, left, right, q_heads, group, rows, variant,
+    scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
     SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
-    TMA: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr, STAGES: tl.constexpr,
-    MASKED_STAGES: tl.constexpr, ACC: tl.constexpr,
+    EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr,
+    TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
+    STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
+    PRECISION: tl.constexpr, LONE: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M queries of one head against all keys that they see. `scale` is to base 2, or natural if scores are CHANGED; the
-    mask is FREE if more than the band hides keys."""
-    # Position: heavy blocks first; heads of a group are neighbours, so that they find their keys in the cache.
-    position = tl.program_id(0)
-    blocks = tl.num_programs(0)
-    head_row = program_row(rows, FOLDED)
+    """BLOCK_M queries of one head against all keys that they see: the tile at `position` of `blocks` in `head_row`."""
+    # Position: heavy blocks first; heads that take turns are neighbours, so that they find their keys in the cache.
     if GROUPED:
-        head_row = head_row * group + position % group
-        position = position // group
-        blocks = blocks // group
+        heads = group
+        if together is not None:
+            heads = together
+        head_row = head_row * heads + position % heads
+        position = position // heads
+        blocks = blocks // heads
     if REVERSED:
         position = blocks - 1 - position
     batch = (head_row // q_heads).to(tl.int64)
@@ -140,16 +149,18 @@ def flash_fwd_kernel(
     q_base = q + batch * stride_q_batch + head * stride_q_head + tl.cast(q_first, tl.int64) * stride_q_row
     k_base = k + batch * stride_k_batch + kv_head * stride_k_head + tl.cast(kv_first, tl.int64) * stride_k_row
     v_base = v + batch * stride_v_batch + kv_head * stride_v_head + tl.cast(kv_first, tl.int64) * stride_v_row
-    q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA, WIDE)
-    k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA, WIDE)
-    v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA, WIDE)
-    q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA)
+    q_at = tile_at_zero(q_base, q_len, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, TMA_Q, WIDE)
+    k_at = tile_at_zero(k_base, kv_len, stride_k_row, stride_k_col, HEAD_DIM, BLOCK_N, BLOCK_D, TMA_KV, WIDE)
+    v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA_KV, WIDE)
+    ONCE: tl.constexpr = "evict_first" if HINTS else ""
+    q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA_Q, ONCE)
     m = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
     z = tl.zeros([BLOCK_M], dtype=ACC)
     if variant.sinks is not None:
-        # A key whose value is 0, seen before all others.
+        # A key whose value is 0, seen before all others. One of -inf weighs nothing once another key is seen, and nothing else
+        # is asked of z where none is.
         m = tl.zeros([BLOCK_M], dtype=ACC) + sink_of(variant, head, ACC) * _LOG2_E
-        z = tl.where(m == float("-inf"), 0.0, z + 1.0)
+        z = z + 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_DV], dtype=ACC)
 
     # Attend
@@ -161,27 +172,35 @@ def flash_fwd_kernel(
         first, last = key_blocks(first, last, start_m, last_row, variant, batch, offset, kv_len, BLOCK_N)
     ANY_MASK: tl.constexpr = HAS_LEFT or HAS_RIGHT or not EVEN
     if not FREE and (SPLIT or not ANY_MASK):
-        for block in tl.range(plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED):
+        for block in tl.range(
+            plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED, disallow_acc_multi_buffer=LONE
+        ):  # fmt: skip
             m, z, acc = _attend(
                 q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
                 stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED, FREE,
-                HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
+                TMA_KV, EARLY, HINTS, PRECISION,
             )  # fmt: skip
         if ANY_MASK:
-            for i in tl.range(0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES):
+            for i in tl.range(
+                0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES, disallow_acc_multi_buffer=LONE
+            ):  # fmt: skip
                 block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
                 m, z, acc = _attend(
                     q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
                     stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED,
                     FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
-                    TMA,
+                    TMA_KV, EARLY, HINTS, PRECISION,
                 )  # fmt: skip
     else:
-        for block in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZED):
+        for block in tl.range(
+            first, last, num_stages=STAGES, warp_specialize=SPECIALIZED, disallow_acc_multi_buffer=LONE
+        ):  # fmt: skip
             m, z, acc = _attend(
                 q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
                 stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED, FREE,
-                HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING, TMA,
+                HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
+                TMA_KV, EARLY, HINTS, PRECISION,
             )  # fmt: skip
 
     # Store. A row that saw nothing has z = 0 and acc = 0.
@@ -192,6 +211,64 @@ def flash_fwd_kernel(
     store_tile(o, out_base, start_m, q_len, stride_out_row, stride_out_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, WIDE)
     lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + (row + q_first).to(tl.int64) * stride_lse_row
     tl.store(lse_at, log_sum_exp(m, z).to(lse.dtype.element_ty), mask=row < q_len)
+
+
+@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads", "width", "together"])
+def flash_fwd_kernel(
+    q, k, v, out, lse,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
+    stride_lse_batch, stride_lse_head, stride_lse_row,
+    scale, q_len, kv_len, offset, left, right, q_heads, group, rows, width, together, variant,
+    SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
+    TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
+    STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
+    PRECISION: tl.constexpr, LONE: tl.constexpr, FLAT: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries for each program; or, if there is a `width`, all tiles in turn, of which that many lie along the first
+    axis. `scale` is to base 2, or natural if scores are CHANGED; the mask is FREE if more than the band hides keys."""
+    if width is not None:
+        # Every other round deals backwards, so that who got much in one gets little in the next.
+        program = tl.program_id(0)
+        programs = tl.num_programs(0)
+        rounds = width * rows // programs
+        place = tl.where(rounds % 2 == 0, program, programs - 1 - program)
+        rounds = rounds + tl.where(place < width * rows - rounds * programs, 1, 0)
+        # What could be hoisted out of this loop would take registers from the inner ones.
+        for i in tl.range(0, rounds, flatten=FLAT, disable_licm=True):
+            tile = i * programs + tl.where(i % 2 == 0, program, programs - 1 - program)
+            _attend_tile(
+                tile % width, width, tile // width,
+                q, k, v, out, lse,
+                stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+                stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+                stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+                stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
+                stride_lse_batch, stride_lse_head, stride_lse_row,
+                scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
+                SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
+                EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
+                HINTS, PRECISION, LONE,
+            )  # fmt: skip
+    else:
+        _attend_tile(
+            tl.program_id(0), tl.num_programs(0), program_row(rows, FOLDED),
+            q, k, v, out, lse,
+            stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+            stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+            stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+            stride_out_batch, stride_out_head, stride_out_row, stride_out_col,
+            stride_lse_batch, stride_lse_head, stride_lse_row,
+            scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
+            SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
+            EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
+            HINTS, PRECISION, LONE,
+        )  # fmt: skip
 
 
 def launches(
@@ -229,27 +306,46 @@ def launches(
     head_order: str,
     warp_specialize: bool,
     waves_per_eu: int,
+    maxnreg: int = 0,
+    groups_together: int = 1,
+    programs_per_sm: int = 0,
+    flatten: bool = False,
+    lone_accumulator: bool = False,
+    v_load: str = "late",
+    cache_hints: bool = False,
+    precision: str = "ieee",
+    multiprocessors: int | None = None,
 ) -> list[Launch]:
     """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring and in `variants`.
 
-    `load` is "pointer" or "tma"; `loops` is "split" (unmasked and masked key blocks apart) or "single"; `head_order` is
-    "outer" (a head's blocks follow each other) or "inner" (the heads of a group take turns block by block).
+    `load` is "pointer", "tma" or "tma_kv" (descriptors for K and V only); `loops` is "split" (unmasked and masked key blocks
+    apart) or "single"; `head_order` is "outer" (a head's blocks follow each other) or "inner" (the heads of a group, and of
+    `groups_together` groups, take turns block by block). With `programs_per_sm` programs for each multiprocessor, they share
+    all tiles; 0 makes one for each tile. `flatten` then lets the next tile's loads begin before a tile has ended. `maxnreg` is
+    a limit of registers, 0 the compiler's. `v_load` is "late", behind the softmax, or "early". `cache_hints` keep K and V
+    in L1, `lone_accumulator` keeps one in tensor memory. `precision` of products of fp32 is "ieee", "tf32" or "tf32x3".
+    `multiprocessors` is how many the device has, where that cannot be asked (tensors on "meta").
     Raises `ValueError` for tensors or tunables that do not go together.
     """
     primitives.require_inputs(q, k, v, out=out)
     primitives.require_shapes({"out": (out, (*q.shape[:3], v.shape[3])), "lse": (lse, q.shape[:3])})
     primitives.require_blocks(block_m=block_m, block_n=block_n)
-    primitives.require_choice(load=(load, ("pointer", "tma")), loops=(loops, ("split", "single")))
+    primitives.require_choice(load=(load, ("pointer", "tma", "tma_kv")), loops=(loops, ("split", "single")))
+    primitives.require_choice(v_load=(v_load, ("late", "early")), precision=(precision, ("ieee", "tf32", "tf32x3")))
     primitives.require_choice(head_order=(head_order, ("outer", "inner")))
+    if groups_together < 1 or programs_per_sm < 0:
+        raise ValueError(
+            f"at least 1 of groups_together and 0 of programs_per_sm, found {groups_together} and {programs_per_sm}"
+        )
     batch, q_heads, q_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1:3]
     group = q_heads // kv_heads
     band = primitives.band_of(
         q_len, kv_len, window_left=window_left, window_right=window_right, top_left=top_left
     )
-    if load == "tma":
-        primitives.require_tma(q=q, k=k, v=v)
-    grouped = head_order == "inner" and group > 1
+    if load != "pointer":
+        primitives.require_tma(k=k, v=v, **({"q": q} if load == "tma" else {}))
+    together = group * math.gcd(groups_together, batch * kv_heads) if head_order == "inner" else 1
     block_d, block_dv = primitives.padded(head_dim), primitives.padded(v.shape[3])
     variant = variants.variant_of(
         q, k, softcap=softcap, chunk=chunk, dropout=dropout, dropout_seed=dropout_seed, slopes=slopes, bias=bias,
@@ -260,33 +356,43 @@ def launches(
     plain, masked = variants.packed_steps(variant, band, block_m, block_n)
     if known["FREE"] or (loops == "single" and any(masked)):
         plain, masked = (0,) * len(plain), tuple(map(sum, zip(plain, masked, strict=True)))
-    repeats = group if grouped else 1
-    heads = batch * q_heads // repeats
-    grid = primitives.folded_grid(len(plain) * repeats, heads)
+    rows, width = batch * q_heads // together, len(plain) * together
+    grid = primitives.folded_grid(width, rows)
+    plain, masked = (tuple(count for count in counts for _ in range(together)) for counts in (plain, masked))
+    tiles = None
+    persistent = programs_per_sm > 0 and width * rows < _MOST_TILES
+    if persistent:
+        grid = (min(width * rows, programs_per_sm * (multiprocessors or primitives.multiprocessors(q.device))), 1, 1)
+        plain, masked, tiles = primitives.dealt_steps(plain, masked, rows, grid[0])
+    # There is no descriptor of nothing.
+    described = load != "pointer" and q_len > 0 and kv_len > 0
     factor = scale if known["CHANGED"] else scale * primitives.LOG2_E
     steps = Steps(
-        plain=tuple(count for count in plain for _ in range(repeats)),
-        masked=tuple(count for count in masked for _ in range(repeats)),
+        plain=plain, masked=masked, tiles=tiles,
         flops_per_step=2 * block_m * block_n * (block_d + block_dv),
     )
     arguments = {
         "q": q, "k": k, "v": v, "out": out, "lse": lse,
         **primitives.strides(q=q, k=k, v=v, out=out, lse=lse),
         "scale": factor, "q_len": q_len, "kv_len": kv_len, **band.arguments(),
-        "q_heads": q_heads, "group": group, "rows": heads, "variant": variant,
+        "q_heads": q_heads, "group": group, "rows": rows, "width": width if persistent else None,
+        "together": together if together != group else None, "variant": variant,
     }  # fmt: skip
     constants = {
         **known, "HEAD_DIM": head_dim, "V_HEAD_DIM": v.shape[3], "BLOCK_D": block_d, "BLOCK_DV": block_dv,
         "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n), **variants.ragged(variant),
-        "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": grouped,
-        "FOLDED": grid[2] > 1, "TMA": load == "tma" and q_len > 0 and kv_len > 0,
+        "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": together > 1,
+        "FOLDED": grid[2] > 1, "TMA_Q": described and load == "tma", "TMA_KV": described,
         "WIDE": primitives.needs_wide(max(block_m, block_n), q, k, v, out), "SPLIT": loops == "split",
         "SPECIALIZED": warp_specialize, "STAGES": num_stages, "MASKED_STAGES": masked_stages,
-        "ACC": primitives.accumulator(q.dtype),
+        "ACC": primitives.accumulator(q.dtype), "EARLY": v_load == "early",
+        "HINTS": cache_hints, "PRECISION": precision, "LONE": lone_accumulator, "FLAT": flatten,
     }  # fmt: skip
     launch = Launch(
-        kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=constants["TMA"],
-        options=primitives.options(num_warps=num_warps, num_stages=num_stages, waves_per_eu=waves_per_eu),
+        kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=described,
+        options=primitives.options(
+            num_warps=num_warps, num_stages=num_stages, waves_per_eu=waves_per_eu, maxnreg=maxnreg
+        ),
     )  # fmt: skip
     return [launch]
 
@@ -341,5 +447,6 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     return {
         "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 1,
         "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
-        "waves_per_eu": 0,
+        "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1, "programs_per_sm": 0,
+        "flatten": False, "lone_accumulator": False, "v_load": "late", "cache_hints": False, "precision": "ieee",
     }  # fmt: skip

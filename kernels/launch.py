@@ -18,12 +18,15 @@ class Steps:
 
     `plain[i]` and `masked[i]` count the iterations without and with masking of programs whose position along the first
     grid axis is i; every such program is repeated once per element of the other grid axes. `flops_per_step` counts the
-    matrix operations of one iteration, on padded tiles (multiply and add count one each).
+    matrix operations of one iteration, on padded tiles (multiply and add count one each). `rows` is the number of rows of the
+    tile that the operands of a step meet, where the problem's lengths and the number of programs do not tell; else 0.
     """
 
     plain: tuple[int, ...]
     masked: tuple[int, ...]
     flops_per_step: int
+    rows: int = 0
+    tiles: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 `define_operators` makes a forward and a backward operator out of two functions that compute, and of a table of arguments
 beside q, k and v: their schemas, shapes for meta and fake tensors, derivatives. Refuses second derivatives, and to decide
-anything: a configuration comes as text, and is the kernels' `safe_config` where there is none.
+anything: a configuration comes as text, and is the kernels' `safe_config` where there is none. Functions of the caller come by
+name, see `functions`.
 """
 
 import functools
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import flash_bwd, flash_fwd, primitives
+from . import flash_bwd, flash_fwd, functions, primitives, variants
+from .functions import Given
 
 Config = Mapping[str, int | str | bool]
 
@@ -28,33 +30,33 @@ Config = Mapping[str, int | str | bool]
 class Variant:
     """An optional argument that changes what is computed. The kernels take it as a keyword of the same name.
 
-    `kind` is its type in the operators' schemas: "Tensor", "float" or "int". `gradient`: the backward kernel returns one, in
-    the shape of the argument and in the order of the table, behind dq, dk and dv. `cast`: autocast casts it as it casts q.
-    `ready`: the kernels take it; what they do not take yet is refused by name.
+    `kind` is its type in the operators' schemas: "Tensor", "float" or "SymInt". `gradient`: the backward kernel fills one, in the
+    shape of the argument, as a keyword of its name behind a d; it comes in the order of the table, behind dq, dk and dv.
     """
 
     name: str
     kind: str
     meaning: str
     gradient: bool = False
-    cast: bool = False
-    ready: bool = False
 
 
-# To add one: an entry here, and a keyword of that name in `flash_fwd.flash_fwd` and `flash_bwd.flash_bwd`.
+# To add one: an entry here, a parameter of `attention.attention`, and a keyword of `flash_fwd.launches`, `flash_bwd.launches` and
+# `variants.variant_of`. A number that changes from call to call is a SymInt, or torch.compile would compile for each.
 VARIANTS = (
-    Variant(name="bias", kind="Tensor", gradient=True, cast=True,
+    Variant(name="bias", kind="Tensor", gradient=True,
             meaning="added to the scaled scores: (batch, q_heads, q_len, kv_len), each axis as long as that or 1"),
     Variant(name="mask", kind="Tensor", meaning="false where a query must not see a key: bool, axes like those of bias"),
-    Variant(name="slopes", kind="Tensor", meaning="the slopes of ALiBi: (batch, q_heads), or (q_heads)"),
+    Variant(name="slopes", kind="Tensor", meaning="the slopes of ALiBi: (batch or 1, q_heads), or (q_heads)"),
     Variant(name="sinks", kind="Tensor", gradient=True, meaning="a score per head that only the normaliser sees: (q_heads)"),
     Variant(name="prefix", kind="Tensor", meaning="how many first keys every query of a sequence sees: (batch)"),
     Variant(name="q_documents", kind="Tensor", meaning="the document of each query: (batch, q_len)"),
     Variant(name="kv_documents", kind="Tensor", meaning="the document of each key: (batch, kv_len)"),
+    Variant(name="q_starts", kind="Tensor", meaning="where packed sequences begin, and the end: int32 (sequences + 1)"),
+    Variant(name="kv_starts", kind="Tensor", meaning="the same of their keys: int32 (sequences + 1)"),
     Variant(name="softcap", kind="float", meaning="a score s becomes softcap * tanh(s / softcap)"),
-    Variant(name="chunk", kind="int", meaning="queries see only keys of their own chunk of so many positions"),
+    Variant(name="chunk", kind="SymInt", meaning="queries see only keys of their own chunk of so many positions"),
     Variant(name="dropout", kind="float", meaning="the probability with which a weight is dropped"),
-    Variant(name="dropout_seed", kind="int", meaning="decides which weights are dropped"),
+    Variant(name="dropout_seed", kind="SymInt", meaning="decides which weights are dropped"),
 )  # fmt: skip
 
 
@@ -64,6 +66,9 @@ VARIANTS = (
 
 # What every kernel takes, given or not.
 _ALWAYS = ("scale", "window_left", "window_right", "top_left")
+# How functions of the caller travel.
+SLOTS = tuple(f"given_{i}" for i in range(functions.MOST_TENSORS))
+_NUMBERS = "str functions, str given_kinds, float[] given_floats, SymInt[] given_ints"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,34 +86,38 @@ def define_operators(
     compute_forward: Callable[..., tuple[Tensor, Tensor]],
     compute_backward: Callable[..., tuple[Tensor, ...]],
 ) -> Operators:
-    """Define `flashtune::PREFIX_fwd` and `flashtune::PREFIX_bwd`, replacing operators of these names.
+    """Define `flashtune::PREFIX_fwd` and `flashtune::PREFIX_bwd`, replacing operators of these names; they take functions of the
+    caller too, unless they take no variants.
 
-    Tensors are positional, everything else is named, and nothing has a default: the dispatcher leaves out arguments that
-    equal theirs. What the two functions are called with is said at `run_forward` and `run_backward`.
+    Tensors are positional, everything else is named, and nothing has a default: the dispatcher leaves out arguments that equal
+    theirs. What the two functions are called with is said at `run_forward` and `run_backward`.
     """
-    inputs = ("q", "k", "v", *(each.name for each in variants if each.kind == "Tensor"))
+    inputs = ("q", "k", "v", *(each.name for each in variants if each.kind == "Tensor"), *(SLOTS if variants else ()))
     gradients = tuple(each.name for each in variants if each.gradient)
     saved = (*inputs, "out", "lse")
     received = (*saved, "dout", "dlse")
     read = "Tensor q, Tensor k, Tensor v" + "".join(f", Tensor? {name}" for name in inputs[3:])
     said = "float? scale, SymInt? window_left, SymInt? window_right, bool top_left"
     said += "".join(f", {each.kind}? {each.name}" for each in variants if each.kind != "Tensor")
+    said += f", {_NUMBERS}" if variants else ""
     found = ", ".join(["Tensor"] * (3 + len(gradients)))
 
-    def forward(*given: Tensor | None, config: str, backward_config: str, **named: Any) -> tuple[Tensor, Tensor]:
-        return compute_forward(_present(inputs, given), _settings(named), config)
+    def forward(*tensors: Tensor | None, config: str, backward_config: str, **named: Any) -> tuple[Tensor, Tensor]:
+        return compute_forward(*_keywords(inputs, tensors, named), config)
 
-    def forward_shapes(q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None, **__: Any) -> tuple[Tensor, Tensor]:
-        primitives.require_inputs(q, k, v)
+    def forward_shapes(*tensors: Tensor | None, config: str, backward_config: str, **named: Any) -> tuple[Tensor, Tensor]:
+        given, settings = _keywords(inputs, tensors, named)
+        q, v = given["q"], given["v"]
+        _require_sense(given, settings)
         lse_type = torch.promote_types(q.dtype, torch.float32)
         return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=lse_type)
 
-    def backward(*given: Tensor | None, config: str, wanted: list[bool], **named: Any) -> tuple[Tensor, ...]:
+    def backward(*tensors: Tensor | None, config: str, wanted: list[bool], **named: Any) -> tuple[Tensor, ...]:
         asked = dict(zip(gradients, wanted, strict=True))
-        return compute_backward(_present(received, given), _settings(named), config, asked)
+        return compute_backward(*_keywords(received, tensors, named), config, asked)
 
-    def backward_shapes(*given: Tensor | None, wanted: list[bool], **_: Any) -> tuple[Tensor, ...]:
-        present = _present(received, given)
+    def backward_shapes(*tensors: Tensor | None, wanted: list[bool], **_: Any) -> tuple[Tensor, ...]:
+        present = _present(received, tensors)
         asked = dict.fromkeys(("q", "k", "v"), True) | dict(zip(gradients, wanted, strict=True))
         return tuple(
             present[name].new_empty(present[name].shape) if needed else present["q"].new_empty(0)
@@ -123,6 +132,8 @@ def define_operators(
     def differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
         if dout is None and dlse is None:
             return (None,) * len(inputs)
+        if ctx.named.get("functions"):
+            functions.require_slope(ctx.named["functions"])
         present = dict(zip(saved, ctx.saved_tensors, strict=True))
         needed = dict(zip(inputs, ctx.needs_input_grad, strict=True))
         named = {name: value for name, value in ctx.named.items() if name not in ("config", "backward_config")}
@@ -153,9 +164,37 @@ def _present(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> dict
     return {name: tensor for name, tensor in zip(names, tensors, strict=True) if tensor is not None}
 
 
-def _settings(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of the kernels: a number that was not given is left out."""
-    return {name: value for name, value in named.items() if name in _ALWAYS or value is not None}
+def _keywords(
+    names: tuple[str, ...], tensors: tuple[Tensor | None, ...], named: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the kernels take: tensors by name, and the rest. What was not given is left out, and functions are put together."""
+    given = _present(names, tensors)
+    slots = [given.pop(name) for name in SLOTS if name in given]
+    settings = {name: value for name, value in named.items() if name in _ALWAYS or value is not None}
+    name, *numbers = (settings.pop(key, "") for key in ("functions", "given_kinds", "given_floats", "given_ints"))
+    if name:
+        kinds, floats, ints = numbers
+        settings["functions"] = functions.together(name, Given(kinds, slots, floats, ints))
+    return given, settings
+
+
+def _require_sense(given: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless the tensors and the numbers go together, as the kernels would."""
+    _require_one_device(given, settings)
+    primitives.require_inputs(*(given[name] for name in ("q", "k", "v")))
+    added = {name: tensor for name, tensor in given.items() if name not in ("q", "k", "v")}
+    added |= {name: value for name, value in settings.items() if name not in _ALWAYS}
+    variants.variant_of(given["q"], given["k"], **added)
+
+
+def _require_one_device(given: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless all tensors lie on one device, those for functions too."""
+    q = given["q"]
+    of_functions = settings["functions"].given or () if "functions" in settings else ()
+    numbered = {f"given[{i}]": value for i, value in enumerate(of_functions) if isinstance(value, Tensor)}
+    for name, tensor in {**given, **numbered}.items():
+        if tensor.device != q.device:
+            raise ValueError(f"all tensors must lie on one device, found q on {q.device} and {name} on {tensor.device}")
 
 
 def _refuse_second_derivative(ctx: Any, *gradients: Tensor | None) -> None:
@@ -186,50 +225,22 @@ def run_backward(
 ) -> tuple[Tensor, ...]:
     """dq, dk, dv by `flash_bwd`; `given` holds out, lse, dout and perhaps dlse as well, the rest is as in `run_forward`.
 
-    `wanted` says of every variant with a gradient whether it is needed; one that is not is an empty tensor. None is ready yet.
+    `wanted` says of every variant with a gradient whether it is needed; one that is not is an empty tensor.
     """
     _require_runnable(given, settings)
     q, k, v, dout = (given[name] for name in ("q", "k", "v", "dout"))
     chosen = _chosen(config, flash_bwd.safe_config(q, v), "flash_bwd")
     with torch.cuda.device_of(q):
         tensors = dict(given) | _described(chosen, q=q, k=k, v=v, dout=dout)
-        if "dlse" in tensors:
-            return _with_dlse(tensors, settings, chosen)
-        return flash_bwd.flash_bwd(**tensors, **settings, config=chosen)
-
-
-def _with_dlse(
-    tensors: dict[str, Tensor], settings: Mapping[str, Any], config: Config
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients where lse has one too. THE ONE PLACE THAT KNOWS HOW `dlse` REACHES THE KERNELS: once `flash_bwd.flash_bwd`
-    takes `dlse=`, `run_backward` passes it on like any other tensor, and this function goes.
-
-    The derivative of lse by score j is P_j, so dS = P (dP - delta + dlse): the kernels have to subtract delta - dlse. It is
-    put right between the first launch, which makes delta, and the others, which read it. An empty row depends on nothing,
-    whatever its dlse is.
-    """
-    dlse = tensors.pop("dlse")
-    q, k, v, lse = (tensors[name] for name in ("q", "k", "v", "lse"))
-    scale = settings["scale"] if settings["scale"] is not None else 1.0 / math.sqrt(q.shape[3])
-    results = {"dq": q.new_empty(q.shape), "dk": k.new_empty(k.shape), "dv": v.new_empty(v.shape)}
-    scratch = {
-        name: q.new_empty(shape, dtype=dtype) for name, (shape, dtype) in flash_bwd.workspaces(**tensors).items()
-    }
-    keywords = {**settings, "scale": scale, **config}
-    rows, *products = flash_bwd.launches(**tensors, **results, **scratch, **keywords)
-    rows.run()
-    scratch["delta"] -= dlse.masked_fill(lse == -math.inf, 0.0)
-    for launch in products:
-        launch.run()
-    return results["dq"], results["dk"], results["dv"]
+        added = {f"d{name}": given[name].new_empty(given[name].shape) for name, needed in wanted.items() if needed}
+        results = flash_bwd.flash_bwd(**tensors, **settings, **added, config=chosen)
+    return (*results, *(added[f"d{name}"] if needed else q.new_empty(0) for name, needed in wanted.items()))
 
 
 def _require_runnable(given: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless all tensors lie on one device, on which Triton runs, and the scale is a number."""
+    _require_one_device(given, settings)
     q = given["q"]
-    for name, tensor in given.items():
-        if tensor.device != q.device:
-            raise ValueError(f"all tensors must lie on one device, found q on {q.device} and {name} on {tensor.device}")
     if q.device.type == "cpu" and not primitives.INTERPRETED.value:
         raise ValueError(
             "attention runs on a GPU, found tensors on the CPU: move them, or set TRITON_INTERPRET=1 before Triton is imported"
@@ -262,10 +273,10 @@ def _described(config: Config, **matrices: Tensor) -> dict[str, Tensor]:
 
     Callers choose how q, k and v lie, but not how a gradient does: all strides of that of `out.sum()` are 0.
     """
-    if "tma" not in config.values():
-        return matrices
+    asked = set(config.values())
+    bound = matrices.keys() if "tma" in asked else {"k", "v"} if "tma_kv" in asked else set()
     return {
-        name: tensor if _describable(name, tensor) else tensor.clone(memory_format=torch.contiguous_format)
+        name: tensor if name not in bound or _describable(name, tensor) else tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in matrices.items()
     }
 

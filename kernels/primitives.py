@@ -23,6 +23,9 @@ LOG2_E = math.log2(math.e)
 # Read once: Triton itself fixes the mode when it is imported.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
+# Triton does not take a plain string as the default of a function that another one calls.
+_IEEE = tl.constexpr("ieee")
+_NO_HINT = tl.constexpr("")
 _LOG_2 = tl.constexpr(math.log(2.0))
 _LOG2_E = tl.constexpr(LOG2_E)
 
@@ -62,13 +65,13 @@ def widened(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def product(a, b, acc):
-    """acc + a b, summed in the type of acc; fp32 operands are never cut down to tf32."""
+def product(a, b, acc, PRECISION: tl.constexpr = _IEEE):
+    """acc + a b, summed in the type of acc; fp32 operands are cut down to tf32 only where PRECISION says so."""
     if INTERPRETED:
         # The interpreter multiplies bf16 as bit patterns; in the type of acc the product of 16-bit numbers is as exact.
         a = widened(a, acc.dtype)
         b = widened(b, acc.dtype)
-    return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 @triton.jit
@@ -109,9 +112,10 @@ def tile_at_zero(
 @triton.jit
 def load_tile(
     at_zero, start, length, stride_row, COLS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
-    CHECK_ROWS: tl.constexpr, TMA: tl.constexpr,
+    CHECK_ROWS: tl.constexpr, TMA: tl.constexpr, EVICT: tl.constexpr = _NO_HINT,
 ):  # fmt: skip
-    """Rows start... of a (length, COLS) matrix as a tile, zero outside it. Rows are only checked if CHECK_ROWS."""
+    """Rows start... of a (length, COLS) matrix as a tile, zero outside it. Rows are only checked if CHECK_ROWS; EVICT is a hint
+    for the cache that only pointers can give."""
     if TMA:
         tile = at_zero.load([start, 0])
     else:
@@ -119,13 +123,14 @@ def load_tile(
         row_inside = start + tl.arange(0, BLOCK_ROWS) < length
         col_inside = tl.arange(0, BLOCK_COLS) < COLS
         if CHECK_ROWS and COLS != BLOCK_COLS:
-            tile = tl.load(pointers, mask=row_inside[:, None] & col_inside[None, :], other=0.0)
+            inside = row_inside[:, None] & col_inside[None, :]
+            tile = tl.load(pointers, mask=inside, other=0.0, eviction_policy=EVICT)
         elif CHECK_ROWS:
-            tile = tl.load(pointers, mask=row_inside[:, None], other=0.0)
+            tile = tl.load(pointers, mask=row_inside[:, None], other=0.0, eviction_policy=EVICT)
         elif COLS != BLOCK_COLS:
-            tile = tl.load(pointers, mask=col_inside[None, :], other=0.0)
+            tile = tl.load(pointers, mask=col_inside[None, :], other=0.0, eviction_policy=EVICT)
         else:
-            tile = tl.load(pointers)
+            tile = tl.load(pointers, eviction_policy=EVICT)
     return tile
 
 
@@ -295,6 +300,22 @@ def band_steps(band: Band, block_rows: int, block_columns: int) -> tuple[tuple[i
     return plain, tuple(every - some for every, some in zip(whole, plain, strict=True))
 
 
+@functools.lru_cache(maxsize=256)
+def dealt_steps(
+    plain: tuple[int, ...], masked: tuple[int, ...], rows: int, programs: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Plain steps, masked steps and tiles of each of `programs` programs that share `rows` rows of tiles, dealt out round by
+    round, every other round backwards; a tile at position i of its row has plain[i] and masked[i] steps."""
+    width = len(plain)
+    found = []
+    for program in range(programs):
+        there, back = program, 2 * programs - 1 - program
+        mine = [*range(there, width * rows, 2 * programs), *range(back, width * rows, 2 * programs)]
+        found.append((sum(plain[tile % width] for tile in mine), sum(masked[tile % width] for tile in mine), len(mine)))
+    first, second, third = zip(*found, strict=True) if found else ((), (), ())
+    return first, second, third
+
+
 def longest_last(band: Band) -> bool:
     """Whether later row blocks have more to do, so that they had better start first."""
     return band.right is not None
@@ -305,6 +326,12 @@ def longest_last(band: Band) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _GRID_LIMIT = 65535
+
+
+@functools.lru_cache(maxsize=16)
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a GPU has; 1 where programs are interpreted, one after the other, or only described."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def padded(head_dim: int) -> int:
@@ -403,7 +430,8 @@ def require_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **same_typ
         raise ValueError(f"q must be fp16, bf16 or fp32 (or fp64 in the interpreter), found {q.dtype}")
 
 
-def options(*, num_warps: int, num_stages: int, waves_per_eu: int) -> dict[str, Any]:
-    """Compiler options; `waves_per_eu` exists on AMD only and 0 leaves it to the compiler."""
+def options(*, num_warps: int, num_stages: int, waves_per_eu: int, maxnreg: int = 0) -> dict[str, Any]:
+    """Compiler options; `waves_per_eu` exists on AMD only, `maxnreg` on NVIDIA only, and 0 leaves them to the compiler."""
     chosen = {"num_warps": num_warps, "num_stages": num_stages}
-    return chosen | ({"waves_per_eu": waves_per_eu} if waves_per_eu else {})
+    limits = {"waves_per_eu": waves_per_eu, "maxnreg": maxnreg}
+    return chosen | {name: limit for name, limit in limits.items() if limit}

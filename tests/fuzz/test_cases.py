@@ -26,6 +26,7 @@ CONFIGS = {
     "fp16": [
         Config({"block_m": 16, "block_n": 32, "load": "pointer"}),
         Config({"block_m": 64, "block_n": 16, "load": "tma"}),
+        Config({"block_m": 16, "block_n": 64, "load": "tma_kv"}),
     ],
     "bf16": [Config({"block_m": 32, "block_n": 32, "load": "pointer"})],
 }
@@ -56,6 +57,7 @@ def test_a_case_decides_every_bit_of_its_tensors(case: Case) -> None:
 @given(drawn("fwd"))
 def test_descriptors_are_given_tensors_that_lie_as_the_layout_says(case: Case) -> None:
     assert "tma" not in case.config.values() or not case.lies
+    assert "tma_kv" not in case.config.values() or not {"k", "v"} & set(case.lies)
 
 
 def test_a_patch_and_a_lie_do_what_they_say() -> None:

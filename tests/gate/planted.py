@@ -86,7 +86,7 @@ MUTANTS = (
     Mutant("dk unscaled", "flash_bwd.py", "dk_sum = dk_sum * natural_scale", "dk_sum = dk_sum", ("bwd",), EVERY),
     Mutant("delta zero", "flash_bwd.py", "total = tl.sum(widened(o, ACC) * widened(do, ACC), 1)",
            "total = tl.sum(widened(o, ACC) * widened(do, ACC), 1) * 0.0", ("bwd",), (WINDOW,), quick=True),
-    Mutant("p of an unnormalised row", "flash_bwd.py", "s = s * scale - lse[:, None]", "s = s * scale", ("bwd",), EVERY),
+    Mutant("p of an unnormalised row", "flash_bwd.py", "    s = s - lse[:, None]\n", "", ("bwd",), EVERY),
     # What only one of the questions sees: values far below 0 in two batches, lengths at which a bound hides one key, strides
     # of their own, shadow memory, the same lengths with another window.
     Mutant("keys of the first batch", "flash_fwd.py", "k_base = k + batch * stride_k_batch + kv_head",
@@ -113,8 +113,8 @@ MUTANTS = (
            "store_tile(dk_sum, dk_base, start_n, kv_len, stride_k_row, stride_k_col,", ("bwd",), EVERY),
     Mutant("dO of a member with the stride of q", "flash_bwd.py", "do_at, member, start, q_len, stride_dout_head,",
            "do_at, member, start, q_len, stride_q_head,", ("bwd",), EVERY),
-    Mutant("keys read beyond the end", "flash_fwd.py", "HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA)",
-           "HEAD_DIM, BLOCK_N, BLOCK_D, False, TMA)", ("fwd",), (FULL,), quick=True),
+    Mutant("keys read beyond the end", "flash_fwd.py", "HEAD_DIM, BLOCK_N, BLOCK_D, CHECK, TMA, KEEP)",
+           "HEAD_DIM, BLOCK_N, BLOCK_D, False, TMA, KEEP)", ("fwd",), (FULL,), quick=True),
     Mutant("log-sum-exp read beyond the end", "flash_bwd.py",
            ' lse = tl.load(lse_at, mask=query < q_len, other=float("inf"))', " lse = tl.load(lse_at)", ("bwd",), (FULL,),
            quick=True),

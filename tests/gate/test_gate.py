@@ -86,6 +86,19 @@ def test_lengths_keep_their_remainders_so_the_same_code_is_asked(text, config):
     assert like.q_len <= problem.q_len and like.kv_len <= problem.kv_len
 
 
+@pytest.mark.parametrize("splits", [1, 3, 16])
+@pytest.mark.parametrize("mask", ["", "causal", "causal window=2000"])
+def test_divided_keys_leave_no_part_without_a_block_and_one_with_two(mask, splits):
+    config = {"block_m": 16, "block_n": 64, "num_splits": splits}
+    problem = parse_problem(f"b2 h8/2 q2 k8190 d64 bf16 {mask}")
+    like = gate_cases(problem, config)[0].problem
+    seen = sum(
+        bool(oracle.visible_keys(like, slice(0, 2))[:, key : key + 64].any()) for key in range(0, like.kv_len, 64)
+    )
+    assert splits < seen <= splits + 2
+    assert like.kv_len % 64 == problem.kv_len % 64
+
+
 @pytest.mark.parametrize("pair", [(16, 16), (128, 128), (128, 32), (32, 128)])
 @pytest.mark.parametrize("mask", ["", "causal", "causal window=1000", "window=700:900"])
 def test_every_kind_of_tile_occurs(pair, mask):
@@ -168,7 +181,7 @@ def test_but_for_the_first_case_no_two_tensors_share_their_strides(problem):
 @pytest.mark.parametrize(
     "text", ["b4 h8/2 s4096 d64 fp16 causal", "b4 h8/2 s4096 d80 fp16 bwd", "b4 h3/1 s999 d40/24 fp32 bwd"]
 )
-@pytest.mark.parametrize("how", [{"unit": True}, {"load": "tma"}])
+@pytest.mark.parametrize("how", [{"unit": True}, {"load": "tma"}, {"load": "tma_kv"}])
 def test_descriptors_and_devices_are_given_rows_that_they_can_take(text, how):
     problem = parse_problem(text)
     config = CONFIG | {name: value for name, value in how.items() if name == "load"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,18 +11,26 @@ from harness import bounds, compare, inputs, oracle
 from harness.inputs import Guarded, Placement
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem, parse_problem
-from kernels import flash_bwd, flash_fwd
+from harness.subject import workspaces_of
+from kernels import flash_bwd, flash_decode, flash_fwd
 
 KERNELS = {"fwd": flash_fwd, "bwd": flash_bwd}
 
 FORWARD: Mapping[str, Any] = {
     "block_m": 16, "block_n": 32, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split", "masked_stages": 1,
-    "head_order": "outer", "warp_specialize": False, "waves_per_eu": 0,
+    "head_order": "outer", "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1,
+    "programs_per_sm": 0, "flatten": False, "lone_accumulator": False,
+    "v_load": "late", "cache_hints": False, "precision": "ieee",
 }  # fmt: skip
 BACKWARD: Mapping[str, Any] = {
     "dkdv_block_m": 16, "dkdv_block_n": 32, "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer",
     "dq_block_m": 16, "dq_block_n": 32, "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer", "waves_per_eu": 0,
 }  # fmt: skip
+DECODE: Mapping[str, Any] = {
+    "block_m": 16, "block_n": 16, "num_splits": 4, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split",
+    "waves_per_eu": 0,
+}  # fmt: skip
+CONFIGS = {flash_fwd: FORWARD, flash_bwd: BACKWARD, flash_decode: DECODE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +50,16 @@ def ask(
     notation: str | Problem,
     config: Mapping[str, Any] | None = None,
     *,
+    kernel: ModuleType | None = None,
     seed: int = 0,
     recipe: str = "normal",
     placements: Mapping[str, Placement] | None = None,
 ) -> Answer:
-    """Run a kernel; fails if it wrote to an input or beside an output, or left an element of an output unwritten."""
+    """Run a kernel, the plain one of the pass if none is given; fails if it wrote to an input or beside an output, or left
+    an element of an output unwritten."""
     problem = notation if isinstance(notation, Problem) else parse_problem(notation)
-    kernel, operation = KERNELS[problem.pass_], operation_for(problem)
-    config = (FORWARD if problem.pass_ == "fwd" else BACKWARD) | (config or {})
+    kernel, operation = kernel or KERNELS[problem.pass_], operation_for(problem)
+    config = {**CONFIGS[kernel], **(config or {})}
     values = dict(inputs.draw(problem, seed=seed, recipe=recipe))
     memory: dict[str, Guarded] = {}
 
@@ -66,7 +77,7 @@ def ask(
     for name in operation.outputs:
         shape, dtype = shapes(problem)[name]
         memory[name] = inputs.unwritten(name, shape, inputs.DTYPES[dtype], lie(name, len(shape)))
-    for name, (shape, dtype) in kernel.workspaces(**values).items():
+    for name, (shape, dtype) in workspaces_of(kernel, values, config).items():
         memory[name] = inputs.unwritten(name, shape, dtype, Placement(order=tuple(range(len(shape)))))
     tensors = {name: guarded.view for name, guarded in memory.items()}
     for launch in kernel.launches(**tensors, **problem_keywords(problem), **config):

@@ -1,6 +1,6 @@
 """Child of `test_kernels.py`: compile default configs for GPUs that are not here, and print what came out as JSON.
 
-Arguments: a list of [device, problem], and optionally "large" for a config that is bound to spill instead of the default.
+Arguments: a list of [device, problem, stem], and optionally "large" for a config that is bound to spill instead of the default.
 """
 
 import json
@@ -19,9 +19,8 @@ LARGE = {"dkdv_block_m": 64, "dkdv_block_n": 128, "dkdv_warps": 4}
 def main() -> None:
     workspace = find_workspace()
     found = []
-    for device_name, notation in json.loads(sys.argv[1]):
+    for device_name, notation, stem in json.loads(sys.argv[1]):
         problem, device = parse_problem(notation), TARGETS[device_name]
-        stem = f"flash_{problem.pass_}"
         config = workspace.load_space(stem).default(problem, device)
         if "large" in sys.argv:
             config = Config(dict(config) | LARGE)

@@ -94,7 +94,43 @@ def test_descriptors_and_pointers_give_equal_bits() -> None:
         "b1 h1 q5 k0 d8 fp16",
         "b1 h1 q0 k4 d8 fp16",
     ):
-        assert ask(problem, {"load": "tma"}).same_bits(ask(problem, {"load": "pointer"}))
+        plain = ask(problem)
+        assert all(ask(problem, {"load": load}).same_bits(plain) for load in ("tma", "tma_kv"))
+
+
+def test_when_and_how_tiles_are_asked_for_changes_no_bit() -> None:
+    for problem in ("b1 h2/1 q33 k50 d16/40 bf16 causal window=20", "b1 h1 q17 k40 d16 fp32"):
+        plain = ask(problem)
+        for changes in (
+            {"v_load": "early"}, {"v_load": "early", "load": "tma"}, {"cache_hints": True}, {"maxnreg": 128},
+            {"precision": "tf32"}, {"precision": "tf32x3"},
+        ):  # fmt: skip
+            assert ask(problem, changes).same_bits(plain), changes
+
+
+GRIDS = (
+    {"programs_per_sm": 1}, {"programs_per_sm": 2}, {"programs_per_sm": 5}, {"programs_per_sm": 99, "flatten": True},
+    {"head_order": "inner", "groups_together": 2}, {"head_order": "inner", "groups_together": 16},
+    {"head_order": "inner", "groups_together": 4, "programs_per_sm": 3},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "b2 h2 q40 k40 d16 bf16", "b3 h2/1 s33 d16 fp16 causal", "b1 h3/1 q40 k20 d8 fp32 window=9:2",
+        "b1 h2 q41 k50 d16 fp16 causal packed=3", "b1 h1 q0 k4 d8 fp16", "b0 h2 s16 d16 bf16",
+    ],
+)  # fmt: skip
+def test_every_grid_makes_every_tile(problem: str) -> None:
+    plain = ask(problem)
+    for grid in GRIDS:
+        assert ask(problem, grid).same_bits(plain), grid
+
+
+def test_queries_may_lie_in_any_way_where_only_keys_and_values_have_descriptors() -> None:
+    for name in ("unaligned", "transposed", "expanded columns"):
+        check(ask("b1 h2/1 q33 k50 d16 bf16 causal", {"load": "tma_kv"}, placements={"q": PLACEMENTS[name]}))
 
 
 PLACEMENTS = {
@@ -192,15 +228,18 @@ BAD_TENSORS = {
 @pytest.mark.parametrize("name", BAD_TENSORS)
 def test_descriptors_are_refused_where_the_hardware_has_none(name: str) -> None:
     placement, message = BAD_TENSORS[name]
-    with pytest.raises(ValueError, match=message):
-        ask("b1 h1 s17 d16 bf16", {"load": "tma"}, placements={"k": placement})
+    for load in ("tma", "tma_kv"):
+        with pytest.raises(ValueError, match=message):
+            ask("b1 h1 s17 d16 bf16", {"load": load}, placements={"k": placement})
 
 
 @pytest.mark.parametrize(
     "tunable, message",
     [
         ({"block_m": 24}, "power of two"), ({"block_n": 8}, "at least 16"), ({"load": "TMA"}, "pointer, tma"),
-        ({"loops": "one"}, "split, single"), ({"head_order": "up"}, "outer, inner"),
+        ({"loops": "one"}, "split, single"), ({"head_order": "up"}, "outer, inner"), ({"v_load": "first"}, "late, early"),
+        ({"groups_together": 0}, "at least 1 of groups_together"), ({"programs_per_sm": -1}, "found 1 and -1"),
+        ({"precision": "fp8"}, "ieee, tf32, tf32x3"),
     ],
 )  # fmt: skip
 def test_impossible_tunables_are_refused(tunable: dict[str, object], message: str) -> None:

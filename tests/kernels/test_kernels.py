@@ -26,6 +26,7 @@ FEW = [
     ("mi300x", "b2 h8 s4096 d64 bf16 causal fwd"),
     ("b200", "b2 h8/2 s4096 d128 bf16 causal fwd"),
 ]
+FEW_DECODING = [("h200", "b4 h32/8 q1 k8192 d128 bf16 causal"), ("mi300x", "b4 h32/8 q1 k8192 d128 bf16 causal")]
 # Tiles are so small that threads would only wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 MASKS = ("", "causal", "causal window=512", "window=256:256")
@@ -37,6 +38,17 @@ ALL = [
     for mask, length in [*((mask, 4096) for mask in MASKS), ("causal", 4001)]
     for pass_ in ("fwd", "bwd")
 ]
+# One query of few heads, several of several, and rows enough for more than one tile; MLA's heads in 16 bits.
+DECODING = [
+    (device, f"b2 {heads} d{head_dim} {dtype} {mask}")
+    for device in ARCHITECTURES
+    for dtype in ("bf16", "fp16", "fp32")
+    for head_dim in ("40", "64", "80", "96", "128", "192/128", "256", "512", "576/512")
+    for heads, mask in (
+        ("h32/8 q1 k8192", "causal"), ("h32/8 q5 k8190", "causal"), ("h32/1 q4 k8192", "causal window=1024"),
+    )
+    if dtype != "fp32" or not head_dim.startswith("5")
+]  # fmt: skip
 
 
 def child(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -68,7 +80,7 @@ def test_interpreted(name: str) -> None:
     assert ran.returncode == 0 and " passed" in ran.stdout, ran.stdout[-6000:] + ran.stderr[-2000:]
 
 
-def compiled(jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def compiled(jobs: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
     """Registers, spills and shared memory of every launch of the default config of every job, in one child."""
     ran = child(["-m", "tests.kernels.compiled_defaults", json.dumps(jobs)])
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -76,7 +88,9 @@ def compiled(jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     return found
 
 
-def complaints(jobs: list[tuple[str, str]]) -> list[str]:
+def complaints(problems: list[tuple[str, str]], stem: str = "") -> list[str]:
+    """Of the kernel `stem`, or of the plain one of each problem's pass."""
+    jobs = [(device, problem, stem or f"flash_{problem.split()[-1]}") for device, problem in problems]
     found = compiled(jobs)
     assert len(found) >= len(jobs)
     return [str(entry) for entry in found if entry["spill_bytes"] or entry["shared_bytes"] > entry["shared_limit"]]
@@ -86,17 +100,23 @@ def test_defaults_compile_without_spills() -> None:
     assert not complaints(FEW)
 
 
+def test_defaults_of_decoding_compile_without_spills() -> None:
+    assert not complaints(FEW_DECODING, "flash_decode")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ARCHITECTURES)
 def test_every_default_compiles_without_spills(device: str) -> None:
     found = complaints([job for job in ALL if job[0] == device])
+    found += complaints([job for job in DECODING if job[0] == device], "flash_decode")
     assert not found, "\n".join(found)
+
+
+SPILLING = ("h200", "b2 h8 s4096 d256 bf16 causal bwd", "flash_bwd")
 
 
 def test_a_default_that_spills_would_be_seen() -> None:
     """The complaint is not blind: 128 by 128 scores of fp32 in four warps cannot fit."""
-    ran = child(
-        ["-m", "tests.kernels.compiled_defaults", json.dumps([("h200", "b2 h8 s4096 d256 bf16 causal bwd")]), "large"]
-    )
+    ran = child(["-m", "tests.kernels.compiled_defaults", json.dumps([SPILLING]), "large"])
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert any(entry["spill_bytes"] > 0 for entry in json.loads(ran.stdout))

@@ -2,18 +2,20 @@
 
 import ast
 import itertools
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.device import TARGETS
-from harness.operation import PROBLEM_KEYWORDS
+from harness.operation import CALLER_KEYWORDS, PROBLEM_KEYWORDS
 from harness.problem import parse_problem
 from harness.space import Config
-from search_spaces import flash_bwd, flash_fwd
+from search_spaces import flash_bwd, flash_decode, flash_fwd
 
 ROOT = Path(__file__).parents[2]
-SPACES = {"fwd": flash_fwd, "bwd": flash_bwd}
+SPACES = {"fwd": flash_fwd, "bwd": flash_bwd, "decode": flash_decode}
+PASSES = {"fwd": "fwd", "bwd": "bwd", "decode": "fwd"}
 PROBLEMS = [
     f"b2 h8/2 {lengths} d{head_dim} {dtype} {mask}"
     for lengths, head_dim, dtype, mask in itertools.product(
@@ -23,21 +25,21 @@ PROBLEMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pass_", SPACES)
-def test_parameters_are_the_tunables_of_the_kernel(pass_: str) -> None:
-    tree = ast.parse((ROOT / "kernels" / f"flash_{pass_}.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", SPACES)
+def test_parameters_are_the_tunables_of_the_kernel(name: str) -> None:
+    tree = ast.parse((ROOT / "kernels" / f"flash_{name}.py").read_text(encoding="utf-8"))
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "launches")
-    tunables = {argument.arg for argument in function.args.kwonlyargs} - set(PROBLEM_KEYWORDS)
+    tunables = {argument.arg for argument in function.args.kwonlyargs} - {*PROBLEM_KEYWORDS, *CALLER_KEYWORDS}
     for device in TARGETS.values():
-        assert set(SPACES[pass_].space(parse_problem(f"b1 h1 s64 d64 bf16 {pass_}"), device).names) == tunables
+        assert set(SPACES[name].space(parse_problem(f"b1 h1 s64 d64 bf16 {PASSES[name]}"), device).names) == tunables
 
 
 @pytest.mark.parametrize("device", TARGETS)
-@pytest.mark.parametrize("pass_", SPACES)
-def test_every_default_is_legal(device: str, pass_: str) -> None:
+@pytest.mark.parametrize("name", SPACES)
+def test_every_default_is_legal(device: str, name: str) -> None:
     for text in PROBLEMS:
-        problem = parse_problem(f"{text} {pass_}")
-        SPACES[pass_].space(problem, TARGETS[device]).check(SPACES[pass_].default(problem, TARGETS[device]))
+        problem = parse_problem(f"{text} {PASSES[name]}")
+        SPACES[name].space(problem, TARGETS[device]).check(SPACES[name].default(problem, TARGETS[device]))
 
 
 def forward(device: str, problem: str, **changes: object) -> str | None:
@@ -66,8 +68,73 @@ def test_each_rule_of_the_forward_space_removes_what_it_says() -> None:
     assert forward("h200", LONG, block_m=16, block_n=128, num_warps=4) == "causal_tile_shape"
     assert forward("h200", LONG, loops="single") == "masked_loop"
     assert forward("h200", LONG, num_warps=4, warp_specialize=True) == "warp_specialization"
+    one_loop = {"loops": "single", "masked_stages": 1, "num_warps": 4, "warp_specialize": True}
+    assert forward("h200", LONG, **one_loop, load="tma_kv") == "warp_specialization"
+    assert forward("h200", LONG, v_load="early") is None
+    assert forward("h200", LONG, v_load="early", load="pointer") == "v_placement"
+    assert forward("b200", LONG, v_load="early", load="pointer") is None
+    assert forward("h200", LONG, cache_hints=True, load="pointer") == "cache_hints"
+    plain = {"load": "pointer", "num_stages": 1, "masked_stages": 1}
+    assert forward("h200", LONG, cache_hints=True, **plain) is None
+    assert forward("h200", LONG, cache_hints=True, **plain | {"load": "tma"}) == "cache_hints"
     assert forward("h200", LONG, num_stages=4) == "shared_memory"
     assert forward("h200", LONG, num_warps=4) == "registers"
+    # 128 registers of 8 warps let two blocks share a multiprocessor, whose shared memory holds one of these tiles.
+    assert forward("h200", LONG, maxnreg=128) == "register_limit"
+    small = {"block_m": 64, "block_n": 64, "num_warps": 4}
+    assert forward("h200", LONG, **small, maxnreg=255) is None
+    assert forward("h200", LONG, **small, maxnreg=168) == "register_limit"
+    assert forward("h200", LONG, **small, num_stages=1, masked_stages=1, maxnreg=128) is None
+
+
+def test_each_rule_of_the_grid_removes_what_it_says() -> None:
+    """L2 of an H200 (50 MiB) holds keys and values of 16 of these heads, of 2 MiB each, and a third is left free; there are 4."""
+    assert forward("h200", LONG, head_order="inner", groups_together=4) is None
+    assert forward("h200", LONG, head_order="inner", groups_together=2) == "turns"
+    assert forward("h200", LONG, groups_together=4) == "turns"
+    assert forward("h200", LONG.replace("b2 h8/2", "b4 h8"), head_order="inner") == "turns"
+    assert forward("h200", "b2 h2/1 s4096 d128 bf16 causal", head_order="inner", groups_together=2) == "turns_in_waves"
+    assert forward("mi300x", "b1 h16/4 s65536 d128 bf16", head_order="inner", groups_together=4) == "turns"
+    assert forward("h200", LONG, programs_per_sm=1) is None
+    assert forward("h200", "b1 h4 s4096 d128 bf16", programs_per_sm=1) == "persistent_tiles"
+    assert forward("h200", LONG, programs_per_sm=2) == "persistent_fit"
+    small = {"block_m": 64, "block_n": 64, "num_warps": 4}
+    assert forward("h200", LONG, **small, programs_per_sm=2) is None
+    assert forward("h200", LONG, programs_per_sm=1, flatten=True, loops="single", masked_stages=1) == "flatten"
+    by_pointer = {"load": "pointer", "loops": "single", "masked_stages": 1, "block_n": 64}
+    assert forward("h200", LONG, programs_per_sm=1, flatten=True, **by_pointer) is None
+    assert forward("h200", LONG, flatten=True, **by_pointer) == "flatten"
+    assert forward("h200", LONG, programs_per_sm=1, flatten=True, **by_pointer | {"loops": "split"}) == "flatten"
+    assert forward("h200", LONG, **small, programs_per_sm=2, maxnreg=255) is None
+    assert forward("h200", LONG, **small, programs_per_sm=1, maxnreg=255) == "persistent_registers"
+
+
+def test_small_tiles_are_left_only_where_large_ones_would_not_fill_the_device() -> None:
+    assert forward("h200", LONG, block_m=32, block_n=32, num_warps=4) == "tile_needlessly_small"
+    assert forward("h200", LONG, block_n=16) == "tile_needlessly_small"
+    assert forward("h200", "b1 h4/2 s512 d128 bf16 causal", block_m=32, block_n=32, num_warps=4) is None
+    assert forward("a100", "b2 h8 s4096 d256 bf16", block_m=32, block_n=64, num_warps=4, num_stages=3) is None
+    assert forward("h200", "b2 h8 s4096 d256 fp32", block_m=16, block_n=16) is None
+
+
+def test_a_space_knows_what_specialized_warps_cannot_load() -> None:
+    one_loop = {"loops": "single", "masked_stages": 1, "num_warps": 4, "warp_specialize": True, "block_n": 64}
+    for word in ("softcap=30.0", "alibi", "sinks", "dropout=0.1"):
+        assert forward("h200", f"{LONG} {word}", **one_loop) is None
+    one_loop |= {"loops": "split"}
+    for word in ("chunk=512", "prefix"):
+        assert forward("h200", f"{LONG} {word}", **one_loop) is None
+    for word in ("documents", "mask=bk"):
+        assert forward("h200", f"{LONG} {word}", **one_loop) == "warp_specialized_loads"
+    assert forward("h200", f"{LONG} bias=hqk", **one_loop | {"loops": "single"}) == "warp_specialized_loads"
+
+
+def test_the_flagship_space_is_large_and_quick_to_enumerate() -> None:
+    """Thousands of configs of millions of combinations; seconds are those of a busy machine."""
+    began = time.perf_counter()
+    census = flash_fwd.space(parse_problem("b1 h64/8 s16384 d128 bf16 causal"), TARGETS["h200"]).census
+    assert time.perf_counter() - began < 5
+    assert census.size > 1_000_000 and 5_000 < census.legal < 30_000
 
 
 def test_configs_that_published_kernels_use_are_never_removed() -> None:
@@ -94,20 +161,75 @@ def test_each_rule_of_the_backward_space_removes_what_it_says() -> None:
     assert backward("h200", LONG, dkdv_warps=4, dkdv_block_m=64) == "registers"
 
 
+DECODING = "b4 h32/8 q1 k8192 d128 bf16 causal"
+
+
+def decode(device: str, problem: str, **changes: object) -> str | None:
+    parsed, target = parse_problem(problem), TARGETS[device]
+    config = Config({**flash_decode.default(parsed, target), **changes})  # type: ignore[dict-item]
+    broken = flash_decode.space(parsed, target).broken_rule(config)
+    return broken.name if broken else None
+
+
+def test_each_rule_of_the_decoding_space_removes_what_it_says() -> None:
+    assert decode("h200", DECODING) is None
+    assert decode("h200", DECODING, block_m=32) == "tile_exceeds_length"
+    assert decode("h200", DECODING, num_warps=8) == "warps_per_tile"
+    assert decode("h200", DECODING, block_n=128, num_splits=128) == "splits_exceed_blocks"
+    assert decode("h200", f"{DECODING} window=100", num_splits=4) == "splits_exceed_blocks"
+    assert decode("h200", "b4 h32/8 q512 k8192 d128 bf16", num_splits=64) == "scratch_memory"
+    assert decode("h200", DECODING, block_n=128, num_stages=5) == "shared_memory"
+    assert decode("h200", "b4 h32/8 q32 k8192 d256 bf16", block_m=128, num_warps=4) == "registers"
+
+
+@pytest.mark.parametrize("device", TARGETS)
+def test_default_splits_occupy_every_multiprocessor_and_leave_none_without_a_key_block(device: str) -> None:
+    target = TARGETS[device]
+    for batch, kv_len, q_len in itertools.product((1, 4, 64, 1000), (1, 100, 8192, 131072), (1, 4)):
+        problem = parse_problem(f"b{batch} h32/8 q{q_len} k{kv_len} d128 bf16 causal")
+        config = flash_decode.default(problem, target)
+        rows = -(-q_len * 4 // int(config["block_m"]))
+        programs, splits = batch * 8 * rows, int(config["num_splits"])
+        assert splits == 1 or splits * int(config["block_n"]) <= kv_len + int(config["block_n"])
+        assert splits == 1 or programs * splits < 2 * target.multiprocessors
+        # Either every multiprocessor has a program, or twice as many splits are not to be had.
+        doubled = Config({**config, "num_splits": 2 * splits})
+        space = flash_decode.space(problem, target)
+        legal = 2 * splits in space.params[2].values and space.broken_rule(doubled) is None
+        assert programs * splits >= target.multiprocessors or not legal
+
+
+def test_a_left_window_is_masked_in_one_loop() -> None:
+    offered = {
+        mask: flash_decode.space(parse_problem(f"b4 h32/8 q1 k8192 d128 bf16 {mask}"), TARGETS["h200"]).params[6].values
+        for mask in ("", "causal", "causal window=512")
+    }
+    assert offered == {"": ("split",), "causal": ("split", "single"), "causal window=512": ("single",)}
+
+
 @pytest.mark.parametrize("device", ["a100", "rtx4090", "mi300x"])
 def test_only_gpus_with_descriptors_are_offered_them(device: str) -> None:
     problem = parse_problem(LONG)
     offered = {param.name: param.values for param in flash_fwd.space(problem, TARGETS[device]).params}
     assert offered["load"] == ("pointer",) and offered["warp_specialize"] == (False,)
+    assert offered["cache_hints"] == ((False,) if device == "mi300x" else (False, True))
     offered = {param.name: param.values for param in flash_fwd.space(problem, TARGETS["h200"]).params}
-    assert offered["load"] == ("pointer", "tma")
+    assert offered["load"] == ("pointer", "tma", "tma_kv")
     unaligned = flash_fwd.space(parse_problem("b1 h1 s64 d100 bf16"), TARGETS["h200"])
     assert {param.name: param.values for param in unaligned.params}["load"] == ("pointer",)
 
 
-@pytest.mark.parametrize("pass_", SPACES)
-def test_a_space_can_be_enumerated(pass_: str) -> None:
-    space = SPACES[pass_].space(parse_problem(f"{LONG} {pass_}"), TARGETS["h200"])
+def test_only_fp32_has_a_choice_of_products() -> None:
+    for device, dtype, values in (
+        ("h200", "fp32", ("ieee", "tf32", "tf32x3")), ("mi300x", "fp32", ("ieee", "tf32")), ("h200", "bf16", ("ieee",)),
+    ):  # fmt: skip
+        space = flash_fwd.space(parse_problem(f"b1 h1 s64 d64 {dtype}"), TARGETS[device])
+        assert {param.name: param.values for param in space.params}["precision"] == values
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_can_be_enumerated(name: str) -> None:
+    space = SPACES[name].space(parse_problem(f"{LONG} {PASSES[name]}"), TARGETS["h200"])
     census = space.census
     assert 0 < census.legal < census.size and census.size == census.legal + sum(census.pruned.values())
     assert all(param.why and not param.why.endswith(".") for param in space.params)

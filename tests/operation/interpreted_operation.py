@@ -9,13 +9,13 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, grad, gradcheck
 
-from harness import bounds, compare, inputs, interpreter
+from harness import inputs, interpreter
 from harness.inputs import Placement
-from harness.problem import Problem, parse_problem
-from kernels import attention as module
+from harness.problem import parse_problem
 from kernels import flash_bwd, flash_fwd, operators
 from kernels.attention import Question, attention, config_text
 from tests.kernels.cases import BACKWARD, FORWARD
+from tests.operation.questions import check, drawn, small
 
 interpreter.quicken()
 
@@ -26,42 +26,11 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def drawn(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
-
-
-def small(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """q, k, v: one sequence, two query heads on one key head, 3 queries, 4 keys."""
-    return drawn((1, 2, 3, 4), (1, 1, 4, 4), (1, 1, 4, 2), dtype=dtype)
-
-
-def flags(problem: Problem) -> dict[str, Any]:
-    window = (problem.window_left, problem.window_right)
-    return {
-        "scale": problem.scale, "causal": problem.causal, "window": None if window == (None, None) else window,
-        "top_left": problem.top_left,
-    }  # fmt: skip
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Values and gradients
 # ---------------------------------------------------------------------------------------------------------------------
 
 WORDS = ("", "causal", "causal top-left window=9", "window=3:5 scale=-0.3")
-
-
-def check(problem: Problem, values: dict[str, Tensor], **more: Any) -> None:
-    """Fail unless out, lse and all gradients lie within their derived bounds."""
-    q, k, v = (values[name].detach().requires_grad_() for name in ("q", "k", "v"))
-    out, lse = attention(q, k, v, **flags(problem), return_lse=True, **more)
-    found = dict(zip(("dq", "dk", "dv"), grad(out, (q, k, v), values["dout"]), strict=True))
-    contract = bounds.contract_for(problem.dtype, chained=True)
-    forward = bounds.expect_forward(problem, values, contract, structured=False)
-    backward = bounds.expect_backward(problem, values, contract, structured=False)
-    checks = compare.judge({"out": out.detach(), "lse": lse.detach()}, forward, case=str(problem))
-    checks += compare.judge(found, backward, case=str(problem))
-    assert compare.status_of(checks) == "passed", compare.sentence(compare.worst(checks))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
@@ -367,113 +336,16 @@ def test_descriptors_get_what_they_can_describe(taken: list[dict[str, Any]]) -> 
     q, k, v = drawn(*[(1, 2, 20, 16)] * 3)
     q = q.detach().mT.contiguous().mT
     found = []
-    for load in ("pointer", "tma"):
-        configs = FORWARD | {"load": load}, BACKWARD | {"dkdv_load": load, "dq_load": load}
+    for load in ("pointer", "tma", "tma_kv"):
+        backward = "tma" if load == "tma_kv" else load
+        configs = FORWARD | {"load": load}, BACKWARD | {"dkdv_load": backward, "dq_load": backward}
         results = []
         for across in (q, k[:, :1].expand(-1, 2, -1, -1)):
             out = attention(across, k[:, :1], v[:, :1], config=configs[0], backward_config=configs[1])
             results += [out, *grad(out.sum(), (k, v))]
         found.append(results)
-    assert all(map(torch.equal, *found))
+    assert all(all(map(torch.equal, found[0], other)) for other in found[1:])
     assert taken[-1]["dq_load"] == "tma"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Variants to come
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [each.name for each in operators.VARIANTS if not each.ready])
-def test_what_the_kernels_do_not_take_is_refused_by_name(name: str) -> None:
-    q, k, v = small()
-    with pytest.raises(NotImplementedError, match=f"do not take `{name}` yet"):
-        attention(q, k, v, **{name: 1})
-    assert attention(q, k, v, **{name: None}).shape == (1, 2, 3, 2)
-
-
-def test_a_word_that_means_nothing_is_refused() -> None:
-    with pytest.raises(TypeError, match="no argument `is_causal`"):
-        attention(*small(), is_causal=True)
-
-
-def varied_forward(given: dict[str, Tensor], settings: dict[str, Any], config: str) -> tuple[Tensor, Tensor]:
-    """A stand-in for a kernel that takes a bias, sinks and a softcap; scores are q k^T / 2."""
-    weights, lse, _ = varied_weights(given, settings)
-    return weights @ given["v"], lse
-
-
-def varied_weights(given: dict[str, Tensor], settings: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights, the log-sum-exp, and the derivative of the scores as capped."""
-    s = 0.5 * given["q"] @ given["k"].mT
-    slope = torch.ones_like(s)
-    if "softcap" in settings:
-        bent = torch.tanh(s / settings["softcap"])
-        s, slope = settings["softcap"] * bent, 1 - bent.square()
-    if "bias" in given:
-        s = s + given["bias"]
-    seen = [s, given["sinks"][None, :, None, None].expand(*s.shape[:3], 1)] if "sinks" in given else [s]
-    lse = torch.cat(seen, -1).logsumexp(-1)
-    return torch.exp(s - lse[..., None]), lse, slope
-
-
-def varied_backward(
-    given: dict[str, Tensor], settings: dict[str, Any], config: str, wanted: dict[str, bool]
-) -> tuple[Tensor, ...]:
-    weights, lse, slope = varied_weights(given, settings)
-    delta = (given["out"] * given["dout"]).sum(-1) - given.get("dlse", torch.zeros_like(lse))
-    ds = weights * (given["dout"] @ given["v"].mT - delta[..., None])
-    found = [0.5 * (ds * slope) @ given["k"], 0.5 * (ds * slope).mT @ given["q"], weights.mT @ given["dout"]]
-    found.append(ds.sum_to_size(given["bias"].shape) if wanted["bias"] else ds.new_empty(0))
-    of_sinks = -torch.exp(given["sinks"][:, None] - lse) * delta if wanted["sinks"] else None
-    found.append(ds.new_empty(0) if of_sinks is None else of_sinks.sum((0, 2)))
-    return tuple(found)
-
-
-@pytest.fixture(scope="module")
-def varied() -> tuple[operators.Operators, list[dict[str, bool]]]:
-    """Operators of the stand-in, and what its backward pass was asked for."""
-    table = tuple(each for each in operators.VARIANTS if each.name in ("bias", "mask", "sinks", "softcap"))
-    asked: list[dict[str, bool]] = []
-
-    def backward(given: Any, settings: Any, config: str, wanted: dict[str, bool]) -> tuple[Tensor, ...]:
-        asked.append(dict(wanted))
-        return varied_backward(given, settings, config, wanted)
-
-    return operators.define_operators("test_variants", table, varied_forward, backward), asked
-
-
-def test_a_variant_is_an_entry_of_the_table(varied: Any) -> None:
-    """Its argument, schema, shape and derivative follow from that."""
-    found, _ = varied
-    q, k, v, bias, sinks = drawn((1, 2, 2, 2), (1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 1, 3), (2,), dtype=torch.float64)
-
-    def call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, sinks: Tensor) -> Any:
-        variants = {"bias": bias, "sinks": sinks, "softcap": 1.5, "mask": None}
-        return module.apply_operators(found, q, k, v, return_lse=True, variants=variants)
-
-    assert gradcheck(call, (q, k, v, bias, sinks), fast_mode=True)
-    torch.library.opcheck(
-        torch.ops.flashtune.test_variants_fwd.default, (q, k, v, bias, None, sinks), {**SETTINGS, "softcap": 1.5},
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
-    )  # fmt: skip
-    torch._dynamo.reset()
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v, bias, sinks)
-    assert all(map(torch.equal, compiled, call(q, k, v, bias, sinks)))
-
-
-def test_no_gradient_of_a_variant_is_computed_in_vain(varied: Any) -> None:
-    found, asked = varied
-    q, k, v, bias, sinks = drawn((1, 2, 2, 2), (1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 1, 3), (2,))
-    asked.clear()
-    for variants in ({"bias": bias.detach(), "sinks": sinks}, {"bias": bias}, {"softcap": 2.0}):
-        needing = [value for value in variants.values() if isinstance(value, Tensor) and value.requires_grad]
-        out = module.apply_operators(found, q, k, v, variants=variants)
-        assert [each.shape for each in grad(out.sum(), [q, *needing])] == [q.shape, *(each.shape for each in needing)]
-    assert asked == [
-        {"bias": False, "sinks": True}, {"bias": True, "sinks": False}, {"bias": False, "sinks": False},
-    ]  # fmt: skip
-    with torch.autocast("cpu", torch.bfloat16):
-        assert module.apply_operators(found, q, k, v, variants={"bias": bias}).dtype == torch.bfloat16
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def main(root: str) -> None:
 
     sys.path.insert(0, root)
     original = importlib.import_module("kernels.attention")
-    assert original.OPERATORS.forward is not sys.modules["library.attention_kernels.attention"].OPERATORS.forward
+    assert original.PLAIN.forward is not sys.modules["library.attention_kernels.attention"].PLAIN.forward
     names = dir(torch.ops.flashtune)
     assert {"attention_fwd", "attention_bwd", "library_attention_kernels_attention_fwd"} <= set(names), names
     for function in (attention, original.attention):

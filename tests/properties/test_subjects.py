@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from harness.errors import UsageError
 from harness.inputs import Placement
 from harness.problem import parse_problem
 from harness.properties import PROPERTIES, agreement, property_for
-from harness.subject import KernelSubject
+from harness.subject import KernelSubject, workspaces_of
 
 HERE = Path(__file__).parent
 CONFIG = {"block_m": 16, "block_n": 16}
@@ -52,6 +53,46 @@ def test_memory_is_fresh_or_the_same(emulated, place, same):
     assert torch.equal(first.views()["out"], earlier) != same
     third = subject.run(PROBLEM, values)
     assert torch.equal(third.outputs["out"], earlier) and third.faults == ()
+
+
+class Scratchy:
+    """A kernel whose scratch depends on a tunable."""
+
+    PASS, PACKED = "fwd", True
+
+    def workspaces(self, q, k, v, *, num_splits):
+        return {"sums": ((num_splits, *q.shape), torch.float32)}
+
+
+def test_scratch_may_depend_on_tunables(emulated):
+    values, config = inputs.draw(PROBLEM, seed=0), {**CONFIG, "num_splits": 3}
+    assert workspaces_of(Scratchy(), values, config) == {"sums": ((3, 1, 2, 20, 16), torch.float32)}
+    assert workspaces_of(emulated.Emulated("fwd"), values, config) == {}
+    with pytest.raises(KeyError, match="num_splits"):
+        workspaces_of(Scratchy(), values, CONFIG)
+
+
+def test_a_contract_says_how_keys_and_heads_are_shared_out(emulated):
+    plain, split = emulated.Emulated("fwd"), {**CONFIG, "num_splits": 2}
+    for kernel, config, where, in_order, packed in (
+        (plain, CONFIG, "cpu", True, False), (plain, split, "cpu", False, False), (Scratchy(), CONFIG, "cpu", True, True),
+        (Scratchy(), {**CONFIG, "num_splits": 1}, "cuda", True, False),
+    ):  # fmt: skip
+        contract = KernelSubject(kernel=kernel, config=config, device=where).contract(PROBLEM)
+        assert (contract.in_order, contract.one_tile) == (in_order, packed)
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "passes"), [("ieee", 0.0, 1), ("tf32", 2.0**-9, 1), ("tf32x3", 5 * 2.0**-22, 3)]
+)
+def test_a_config_is_held_to_the_products_that_it_asks_for(emulated, precision, error, passes):
+    """On a device; the interpreter makes them all exactly, and numbers of 16 bits have no choice."""
+    subject = KernelSubject(kernel=emulated.Emulated("fwd"), config={**CONFIG, "precision": precision})
+    asked = PROBLEM.replace(dtype="fp32")
+    assert (subject.contract(asked).product, subject.contract(asked).passes) == (0.0, 1)
+    subject = replace(subject, device="cuda")
+    assert (subject.contract(asked).product, subject.contract(asked).passes) == (error, passes)
+    assert subject.contract(PROBLEM).product == 0.0
 
 
 def test_a_kernel_refuses_the_other_pass(emulated):

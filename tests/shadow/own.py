@@ -20,6 +20,7 @@ from harness.inputs import DTYPES, Guarded, Placement, placement_for
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem, parse_problem
 from harness.shadow import shadow
+from harness.subject import workspaces_of
 
 FORWARD = {
     "block_m": 32, "block_n": 16, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split",
@@ -28,6 +29,10 @@ FORWARD = {
 BACKWARD = {
     "dkdv_block_m": 16, "dkdv_block_n": 32, "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer",
     "dq_block_m": 32, "dq_block_n": 16, "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer", "waves_per_eu": 0,
+}  # fmt: skip
+DECODE = {
+    "block_m": 16, "block_n": 16, "num_splits": 3, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split",
+    "waves_per_eu": 0,
 }  # fmt: skip
 TMA = {"load": "tma", "dkdv_load": "tma", "dq_load": "tma"}
 OTHER = {"loops": "single", "head_order": "inner"}
@@ -125,8 +130,8 @@ PLANTED = (
     ),
     Planted(
         "two programs write the same rows of dq", "flash_bwd.py",
-        "    head = head.to(tl.int64)\n    start_m = position * BLOCK_M\n    query",
-        "    head = head.to(tl.int64)\n    start_m = (position // 2) * BLOCK_M\n    query", "bwd",
+        "    start_m = position * BLOCK_M\n    query = start_m", "    start_m = (position // 2) * BLOCK_M\n    query = start_m",
+        "bwd",
         (("double write", "dq"), ("never written", "dq")),
     ),
     Planted(
@@ -151,7 +156,7 @@ PLANTED = (
 
 
 def tensors_of(
-    kernel: Any, problem: Problem, placements: Mapping[str, Placement]
+    kernel: Any, problem: Problem, config: Mapping[str, Any], placements: Mapping[str, Placement]
 ) -> tuple[dict[str, Guarded], dict[str, str]]:
     operation, wanted = operation_for(problem), shapes(problem)
     values = inputs.draw(problem, seed=1)
@@ -164,7 +169,7 @@ def tensors_of(
             made[name] = inputs.place(name, value, placement)
         else:
             made[name] = inputs.unwritten(name, shape, DTYPES[dtype], placement)
-    scratch = kernel.workspaces(**{name: made[name].view for name in operation.inputs})
+    scratch = workspaces_of(kernel, {name: made[name].view for name in operation.inputs}, config)
     for name, (shape, dtype) in scratch.items():
         made[name] = inputs.unwritten(name, shape, dtype, Placement(order=tuple(range(len(shape)))))
         roles[name] = "workspace"
@@ -176,13 +181,13 @@ def launch(
 ) -> tuple[list[dict[str, Any]], dict[str, Guarded]]:
     text = case.problem.removesuffix(" far")
     problem = parse_problem(f"{text} {pass_}")
-    config = FORWARD if pass_ == "fwd" else BACKWARD
-    made, roles = tensors_of(kernel, problem, case.placements)
+    config = DECODE if kernel.__name__.endswith("flash_decode") else FORWARD if pass_ == "fwd" else BACKWARD
+    chosen = {**config, **{name: value for name, value in case.config.items() if name in config}}
+    made, roles = tensors_of(kernel, problem, chosen, case.placements)
     views = {name: guarded.view for name, guarded in made.items()}
     if text != case.problem:
         for name in ("q", "k", "v", "out"):
             views[name] = views[name].as_strided(views[name].shape, (1 << 30, 1 << 30, 1 << 30, 1))
-    chosen = {**config, **{name: value for name, value in case.config.items() if name in config}}
     found = kernel.launches(**views, **problem_keywords(problem), **chosen)
     if not watched:
         for one in found:
@@ -199,13 +204,14 @@ def launch(
 
 
 def clean() -> None:
-    for case in CLEAN:
-        for pass_ in ("fwd", "bwd"):
-            kernel = importlib.import_module(f"kernels.flash_{pass_}")
+    for number, case in enumerate(CLEAN):
+        decoding = (("flash_decode", "fwd"),) if number % 2 else ()
+        for stem, pass_ in (("flash_fwd", "fwd"), ("flash_bwd", "bwd"), *decoding):
+            kernel = importlib.import_module(f"kernels.{stem}")
             findings, made = launch(kernel, case, pass_, watched=True)
             _, alone = launch(kernel, case, pass_, watched=False)
             same = all(torch.equal(made[name].storage, alone[name].storage) for name in made)
-            say(case=f"{case.problem} {pass_}", findings=findings, same=same)
+            say(case=f"{case.problem} {stem}", findings=findings, same=same)
     findings, _ = launch(importlib.import_module("kernels.flash_fwd"), Case(FAR), "fwd", watched=True)
     say(case="strides of 2^30 fwd", findings=findings, same=True)
 

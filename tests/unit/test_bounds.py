@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness import bounds, inputs, noise, oracle
+from harness import bounds, forward_noise, inputs, noise, oracle
 from harness.noise import Noise, several, single, steady
 from harness.problem import parse_problem
 
@@ -79,7 +79,7 @@ def test_the_exponential_of_a_large_error_is_larger_than_the_first_order_says():
 def test_a_row_is_rescaled_at_most_once_for_each_block_that_it_sees_after_the_first(notation, key_block):
     problem = parse_problem(f"b1 h1 {notation} d8 fp32")
     mask = oracle.visible_keys(problem, slice(None))
-    found = bounds._rescalings(mask, key_block)
+    found = forward_noise.rescalings(mask, key_block)
     for row, most in zip(mask, found.tolist(), strict=True):
         for block in (key_block, 2 * key_block):
             touched = sum(bool(part.any()) for part in row.split(block))
@@ -88,9 +88,9 @@ def test_a_row_is_rescaled_at_most_once_for_each_block_that_it_sees_after_the_fi
 
 
 def test_nothing_is_rescaled_in_one_block_nor_without_keys():
-    assert not bounds._rescalings(torch.ones(3, 16, dtype=torch.bool), 16).any()
-    assert not bounds._rescalings(torch.zeros(3, 90, dtype=torch.bool), 16).any()
-    assert not bounds._rescalings(torch.zeros(3, 0, dtype=torch.bool), 16).any()
+    assert not forward_noise.rescalings(torch.ones(3, 16, dtype=torch.bool), 16).any()
+    assert not forward_noise.rescalings(torch.zeros(3, 90, dtype=torch.bool), 16).any()
+    assert not forward_noise.rescalings(torch.zeros(3, 0, dtype=torch.bool), 16).any()
 
 
 def test_a_sum_of_one_product_has_no_addition_and_narrow_factors_no_rounding():
@@ -162,7 +162,7 @@ def test_bounds_worked_out_by_hand():
     # Five blocks of two: four rescalings, each a product in z, and one in the accumulator; an exp2 in lse, which equal
     # values do not show in out.
     found = bounds.expect_forward(problem, values, bounds.contract_for("fp32", key_block=2), structured=True).bounds
-    assert bounds._rescalings(torch.ones(1, 10, dtype=torch.bool), 2).item() == 4
+    assert forward_noise.rescalings(torch.ones(1, 10, dtype=torch.bool), 2).item() == 4
     assert float(found["lse"]) == pytest.approx(1.05 * (4 + 13 + 16 + 7 * lse) * 2.0**-24, rel=1e-5)
     assert found["out"].flatten().tolist() == pytest.approx([1.05 * (13 + 1 + 13 + 4 + 1) * 2.0**-24] * 8, rel=1e-5)
 

@@ -38,9 +38,20 @@ def binary(**changes: Any) -> Binary:
 
 
 def launch(
-    plain: list[int], masked: list[int] | None = None, heads: int = 32, tile: int = 128 * 128, stages: int = 2
+    plain: list[int],
+    masked: list[int] | None = None,
+    heads: int = 32,
+    tile: int = 128 * 128,
+    stages: int = 2,
+    rows: int = 0,
 ) -> Any:
-    steps = SimpleNamespace(plain=tuple(plain), masked=tuple(masked or [0] * len(plain)), flops_per_step=4 * tile * 128)
+    steps = SimpleNamespace(
+        plain=tuple(plain),
+        masked=tuple(masked or [0] * len(plain)),
+        flops_per_step=4 * tile * 128,
+        rows=rows,
+        tiles=None,
+    )
     return SimpleNamespace(grid=(len(plain), heads, 1), args={}, options={"num_stages": stages}, steps=steps)
 
 
@@ -168,6 +179,18 @@ def test_a_causal_mask_costs_its_imbalance() -> None:
     assert 0.9 * half.value_ms < heavy_first.value_ms < 1.2 * half.value_ms
 
 
+def test_programs_that_stay_begin_once_and_end_each_tile() -> None:
+    """The same 132 * 16 tiles, by programs that make one or 16 each; then by those that make them without ending any."""
+    for length in (4, 64):
+        plain = predicted(launches=[launch([length] * 132, heads=16)])
+        staying = launch([16 * length] * 132, heads=1)
+        unended = predicted(launches=[staying]).value_ms
+        staying.steps.tiles = (16,) * 132
+        stayed = predicted(launches=[staying]).value_ms
+        assert unended < stayed < plain.value_ms
+        assert stayed > (0.9 if length == 64 else 0.5) * plain.value_ms
+
+
 def test_masked_steps_run_through_the_second_loop() -> None:
     dear = Loop(instructions=LOOP | {"alu": 2000}, matrix_flops=1 << 20)
     loops = (*with_loop(), dear)
@@ -197,7 +220,7 @@ def test_fp32_products_run_on_fp32_units() -> None:
     loop = Loop(
         instructions={"fma": 1080, "shared_load": 168, "alu": 45, "special": 12, "shuffle": 32, "barrier": 3, "wait": 1}
     )
-    steps = SimpleNamespace(plain=(256,) * 128, masked=(0,) * 128, flops_per_step=4 * 64 * 32 * 64)
+    steps = SimpleNamespace(plain=(256,) * 128, masked=(0,) * 128, flops_per_step=4 * 64 * 32 * 64, rows=0, tiles=None)
     single = SimpleNamespace(grid=(128, 32, 1), args={}, options={"num_stages": 3}, steps=steps)
     found = predicted(problem, [single], loops=(loop,), registers=94, shared_bytes=57600)
     assert found.terms["matrix"] == 0
@@ -215,6 +238,13 @@ def test_an_empty_grid_costs_no_more_than_a_launch() -> None:
     nothing = parse_problem("b2 h16 q0 k128 d128 bf16")
     empty = SimpleNamespace(grid=(0, 32, 1), args={}, options={}, steps=None)
     assert predicted(nothing, [empty]).value_ms < 2 * LAUNCH_MS
+
+
+def test_a_bulk_copy_is_as_large_as_the_rows_that_it_meets_are_few() -> None:
+    """Of two steps of as many operations, the one with half of the rows reads twice as many keys."""
+    wide, few, fewer = (predicted(launches=[launch([64] * 64, rows=rows)]).value_ms for rows in (128, 16, 8))
+    assert predicted().value_ms == pytest.approx(predicted(launches=[launch([64] * 64, rows=256)]).value_ms)
+    assert wide < few < fewer == pytest.approx(2 * few, rel=0.01)
 
 
 def test_memory_bounds_the_estimate() -> None:

@@ -15,7 +15,7 @@ H100 = find_target("h100")
 def binary(**changes: Any) -> Binary:
     values: dict[str, Any] = {
         "kernel": "attend", "registers": 128, "spill_bytes": 0, "shared_bytes": 64 << 10, "warps": 4,
-        "instructions": {"matrix": 8}, "loops": (Loop(instructions={"matrix": 8}),), "code_hash": "x",
+        "instructions": {"matrix": 8, "global_store": 1}, "loops": (Loop(instructions={"matrix": 8}),), "code_hash": "x",
     }  # fmt: skip
     return Binary(**(values | changes))
 
@@ -55,6 +55,15 @@ def test_a_rule_fires_above_its_limit(rule: str, detail: str, over: dict[str, in
     assert judged(binary(**at)) is None
 
 
+@pytest.mark.parametrize("kind", ["global_store", "atomic", "tma"])
+def test_what_stores_nothing_is_no_kernel(kind: str) -> None:
+    """Triton 3.6 compiles what needs too much tensor memory to these instructions and no error."""
+    trap = {"other": 14, "alu": 1, "branch": 1}
+    pruned = judged(binary(instructions=trap, loops=(), registers=4))
+    assert pruned.rule == "trap" and "`attend` stores nothing" in pruned.detail
+    assert judged(binary(instructions=trap | {kind: 1}, loops=())) is None
+
+
 def test_a_fraction_of_a_kibibyte_is_shown() -> None:
     assert "needs 227.5 KiB" in judged(binary(shared_bytes=(227 << 10) + 512)).detail
 
@@ -69,7 +78,7 @@ def test_specialization_that_was_asked_for_must_be_there() -> None:
 
 
 def test_small_launches_without_a_loop_are_not_asked_to_specialize() -> None:
-    preprocess = binary(kernel="delta", loops=(), instructions={"fma": 3})
+    preprocess = binary(kernel="delta", loops=(), instructions={"fma": 3, "global_store": 1})
     assert judged(preprocess, binary(specialized=True), warp_specialize=True) is None
 
 
@@ -78,7 +87,7 @@ def test_every_binary_is_looked_at() -> None:
 
 
 def test_every_rule_has_a_name_and_a_reason() -> None:
-    assert [rule.name for rule in RULES] == ["shared_memory", "registers", "spills", "warp_specialization"]
+    assert [rule.name for rule in RULES] == ["trap", "shared_memory", "registers", "spills", "warp_specialization"]
     assert all(rule.why for rule in RULES)
 
 

@@ -76,3 +76,60 @@ def test_names_must_be_distinct() -> None:
         Space((Param("a", (1,), ""), Param("a", (2,), "")), ())
     with pytest.raises(UsageError, match="distinct values"):
         Param("a", (1, 1), "")
+
+
+def test_enumeration_is_the_same_as_going_through_everything() -> None:
+    """Rules that read one parameter, several, some of them only sometimes, and none; also with `get`."""
+    names = ("a", "b", "c", "d")
+    params = tuple(Param(name, tuple(range(place + 2)), "") for place, name in enumerate(names))
+    rules = (
+        Rule("last", "", lambda config: config["d"] != 3),
+        Rule("sometimes", "", lambda config: config["c"] == 0 or config["b"] < 2),
+        Rule("get", "", lambda config: config.get("a") == 0 or config["d"] > 0),
+        Rule("always", "", lambda config: True),
+    )
+    space = Space(params, rules)
+    every = [
+        Config(dict(zip(names, values, strict=True)))
+        for values in itertools.product(*(param.values for param in params))
+    ]
+    assert list(space.legal) == [config for config in every if space.broken_rule(config) is None]
+    census = space.census
+    assert census.size == len(every) == census.legal + sum(census.pruned.values())
+    assert census.alone == {rule.name: sum(not rule.holds(config) for config in every) for rule in rules}
+
+
+@pytest.mark.parametrize(
+    "names", [("block_m", "block_n"), ("num_warps",), ("block_n",), ("block_m", "block_n", "num_warps")]
+)
+def test_distinct_is_the_first_of_all_that_agree(names: tuple[str, ...]) -> None:
+    space = small_space()
+    expected = {config.restricted(names): config for config in reversed(space.legal)}
+    found = space.distinct(names)
+    assert {config.restricted(names): config for config in found} == expected and len(found) == len(expected)
+    assert all(space.check(config) == config and list(config) == list(space.names) for config in found)
+
+
+def test_what_one_rule_removes_is_not_gone_through() -> None:
+    """A rule that removes everything at the first parameter is asked about that one only, and charged with all below."""
+    asked: list[str] = []
+
+    def none_of(config: Config) -> bool:
+        asked.append("early")
+        return config["first"] == 7
+
+    def late(config: Config) -> bool:
+        asked.append("late")
+        return config["last"] == 0
+
+    params = (Param("first", (1, 2), ""), *(Param(f"more{i}", tuple(range(100)), "") for i in range(8)))
+    space = Space((*params, Param("last", (0, 1), "")), (Rule("early", "", none_of), Rule("late", "", late)))
+    assert not space.legal
+    assert space.census.pruned == {"early": 4 * 100**8, "late": 0}
+    assert space.census.alone == {"early": 4 * 100**8, "late": 2 * 100**8}
+    assert len(asked) < 20
+
+
+def test_a_rule_that_reads_no_parameter_of_the_space_is_a_bug() -> None:
+    with pytest.raises(KeyError, match="width"):
+        _ = Space((Param("a", (1, 2), ""),), (Rule("wrong", "", lambda config: config["width"] > 0),)).legal
