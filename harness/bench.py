@@ -6,7 +6,7 @@ Refuses to do a part.
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from harness.commands import Setting, journal_identity
 from harness.device import DeviceFacts
 from harness.errors import UsageError
 from harness.problem import Problem
-from harness.space import Config, Space
+from harness.space import Config, Rule, Space
 from harness.store import Journal, open_journal, read_journal
 from harness.worker import ProcessRunner
 from harness.workspace import Workspace
@@ -53,6 +53,20 @@ class Bench:
     def kernel(self, stem: str) -> ProcessRunner:
         """The children at work on a kernel."""
         return self.runner.for_kernel(stem)
+
+    def slice(self, stem: str, problem: Problem, groups: Sequence[Sequence[str]]) -> tuple[Space, Config]:
+        """Of a space the configs that agree with its default in all tunables of some group, or the whole if there is no group;
+        and the default. Tunables that the space does not have do not count."""
+        whole, default = self.space(stem, problem)
+        known = [[name for name in group if name in whole.names] for group in groups]
+        if not known:
+            return whole, default
+
+        def holds(config: Config) -> bool:
+            return any(all(config[name] == default[name] for name in group) for group in known)
+
+        rule = Rule("outside_the_slice", "only a part of this space is measured in full", holds)
+        return Space(params=whole.params, rules=(rule, *whole.rules)), default
 
     def space(self, stem: str, problem: Problem) -> tuple[Space, Config]:
         """The space of a kernel for a problem on this device, and its default. Raises `UsageError` where nothing is legal."""

@@ -4,6 +4,7 @@ Runs in the one worker that owns the GPU. Refuses to judge: our config has passe
 library computes is the library's matter.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from harness import measure, timing
+from harness.adapters import signature_for
 from harness.errors import RefusedError
 from harness.problem import Problem
 from harness.space import Value
 
-# Other implementations by name; "ours" is our kernel under another config.
-RIVALS = ("sdpa:flash", "sdpa:cudnn", "sdpa:efficient", "sdpa:math", "flex")
+# Other implementations by name.
+RIVALS = ("sdpa:flash", "sdpa:cudnn", "sdpa:efficient", "sdpa:math", "fa3", "flex")
 _BACKENDS = {
     "sdpa:flash": "FLASH_ATTENTION",
     "sdpa:cudnn": "CUDNN_ATTENTION",
@@ -39,12 +41,14 @@ Method = Literal["graph", "event"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """Times in milliseconds of a rival and of our config, taken in turns. `method` names the timer, `throttled` says that the
-    clock was lowered meanwhile."""
+    clock was lowered meanwhile; `rival_bytes` and `ours_bytes` are the most device memory that each held beside the inputs."""
 
     rival_ms: tuple[float, ...]
     ours_ms: tuple[float, ...]
     method: str
     throttled: bool
+    rival_bytes: int = 0
+    ours_bytes: int = 0
 
 
 def pair(
@@ -61,16 +65,30 @@ def pair(
     Raises `RefusedError` for what the rival cannot do, and what else it raises.
     """
     tensors = timing.tensors_on_device(problem, seed)
-    ours = timing.runner(kernel, problem, tensors, config)
-    theirs = (
-        timing.runner(kernel, problem, tensors, rival)
-        if not isinstance(rival, str)
-        else _library(rival, problem, tensors)
+    ours, ours_bytes = _prepared(lambda: timing.runner(kernel, problem, tensors, config))
+    theirs, rival_bytes = _prepared(
+        (lambda: _library(rival, problem, tensors))
+        if isinstance(rival, str)
+        else (lambda: timing.runner(kernel, problem, tensors, rival))
     )
     rng = np.random.default_rng(seed)
     policy = replace(_POLICY, method=method)
     found = measure.measure(theirs, timer=timing.timer(), policy=policy, rng=rng, incumbent=ours)
-    return Pair(rival_ms=found.times_ms, ours_ms=found.incumbent_ms, method=found.method, throttled=found.throttled)
+    return Pair(
+        rival_ms=found.times_ms, ours_ms=found.incumbent_ms, method=found.method, throttled=found.throttled,
+        rival_bytes=rival_bytes, ours_bytes=ours_bytes,
+    )  # fmt: skip
+
+
+def _prepared(make: Callable[[], Callable[[], None]]) -> tuple[Callable[[], None], int]:
+    """What `make` gives, run once so that it is compiled, and the memory that it keeps and a second run takes, at most."""
+    before = timing.begin_peak()
+    run = make()
+    run()
+    # The first run may have compiled something, which takes memory that no other run does.
+    timing.begin_peak()
+    run()
+    return run, timing.peak_bytes() - before
 
 
 def _library(rival: str, problem: Problem, tensors: Mapping[str, Tensor]) -> Callable[[], None]:
@@ -80,7 +98,7 @@ def _library(rival: str, problem: Problem, tensors: Mapping[str, Tensor]) -> Cal
         raise RefusedError(f"`{rival}` is asked plain and causal attention only, not {unsaid}")
     if rival == "sdpa:math":
         _require_memory(problem)
-    function = _flex(problem) if rival == "flex" else _sdpa(rival, problem)
+    function = {"flex": _flex, "fa3": _flash_attention_3}.get(rival, functools.partial(_sdpa, rival))(problem)
     q, k, v = (tensors[name] for name in ("q", "k", "v"))
     if problem.pass_ == "fwd":
 
@@ -128,6 +146,23 @@ def _sdpa(rival: str, problem: Problem) -> Callable[..., Tensor]:
                 q, k, v, is_causal=problem.causal, scale=problem.scale, enable_gqa=problem.group > 1
             )
         return found
+
+    return function
+
+
+def _flash_attention_3(problem: Problem) -> Callable[..., Tensor]:
+    """FlashAttention 3 from its own package, where somebody installed that."""
+    try:
+        from flash_attn_interface import flash_attn_func
+    except ImportError as missing:
+        raise RefusedError(f"FlashAttention 3 is not installed here: {missing}") from missing
+    call = signature_for("flash").call
+
+    def function(*tensors: Tensor) -> Tensor:
+        # Its axes are batch, length, head, dim; some versions give the log-sum-exp as well.
+        found = call(flash_attn_func, problem, *(one.transpose(1, 2) for one in tensors), False)
+        out: Tensor = found[0] if isinstance(found, tuple) else found
+        return out.transpose(1, 2)
 
     return function
 

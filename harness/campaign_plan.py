@@ -16,14 +16,30 @@ from harness.workload import TAGS, Workload
 # The steps in their order, and the share of a run's time that each may take before the others had theirs.
 SHARES: Mapping[str, float] = {"truth": 0.45, "spaces": 0.25, "champions": 0.15, "beside": 0.1, "judging": 0.05}
 
-# Measured in full, if time allows: a model's training, forward and backward; the setting of the FlashAttention paper's
-# figures (GPT-2 medium, batch 64); a token of decoding. By kernel; those that a workspace does not have are left out.
-SPACES: tuple[tuple[str, str], ...] = (
-    ("flash_fwd", "b2 h32/8 s8192 d128 bf16 causal fwd"),
-    ("flash_fwd", "b64 h16 s1024 d64 fp16 fwd"),
-    ("flash_bwd", "b2 h32/8 s4096 d128 bf16 causal bwd"),
-    ("flash_decode", "b8 h32/8 q1 k8192 d128 bf16 fwd"),
+# Tunables that refine a config; the others decide its tiles and how it is pipelined.
+_REFINING = ("groups_together", "programs_per_sm", "flatten", "maxnreg", "v_load", "cache_hints")
+_DQ = ("dq_block_m", "dq_block_n", "dq_warps", "dq_stages", "dq_load")
+_DKDV = ("dkdv_block_m", "dkdv_block_n", "dkdv_warps", "dkdv_stages", "dkdv_load")
+
+# Measured in full, if time allows, by kernel, problem, and groups of tunables: of a space all configs that have the default's
+# values in some group (all configs, if there is no group). A model's training, forward and backward, where each of the two
+# launches is tuned beside the default of the other; GPT-2 medium as in the FlashAttention paper; a token of decoding.
+SPACES: tuple[tuple[str, str, tuple[tuple[str, ...], ...]], ...] = (
+    ("flash_fwd", "b2 h32/8 s8192 d128 bf16 causal fwd", (_REFINING,)),
+    ("flash_decode", "b8 h32/8 q1 k8192 d128 bf16 fwd", ()),
+    ("flash_bwd", "b2 h32/8 s4096 d128 bf16 causal bwd", (_DQ, _DKDV)),
+    ("flash_fwd", "b64 h16 s1024 d64 fp16 fwd", (_REFINING,)),
 )
+
+# The kernel for a token or a few after many, and what is asked of it: Llama 3.1 8B and 70B, alone and in a batch.
+DECODER = "flash_decode"
+DECODING = (
+    "b8 h32/8 q1 k8192 d128 bf16 fwd", "b1 h32/8 q1 k32768 d128 bf16 fwd", "b64 h32/8 q1 k4096 d128 bf16 fwd",
+    "b1 h64/8 q1 k131072 d128 bf16 fwd",
+)  # fmt: skip
+# Compared beside the sweep: GPT-2 medium as the FlashAttention paper compares it, and a model's training.
+PAPER = "b64 h16 s1024 d64 fp16"
+TRAINING = "b2 h32/8 s8192 d128 bf16 causal"
 
 # The sweep of the FlashAttention papers: hidden size 2048, a constant number of tokens.
 TOKENS = 16384
@@ -36,7 +52,7 @@ ANCHOR_LENGTH = 4096
 # Whom our kernels are compared with, and the headings of a table; a "default" is ours beside a champion of ours.
 RIVAL_NAMES: Mapping[str, str] = {
     "default": "default", "sdpa:flash": "flash", "sdpa:cudnn": "cudnn", "sdpa:efficient": "efficient", "sdpa:math": "math",
-    "flex": "flex",
+    "fa3": "fa3", "flex": "flex",
 }  # fmt: skip
 # Configs beside the default that each question is asked of.
 MORE_CONFIGS: Mapping[Pass, int] = {"fwd": 2, "bwd": 1}
@@ -60,8 +76,8 @@ class Subject:
 
 
 def plan(subjects: Sequence[Subject], workloads: Sequence[Workload], *, device_of: str) -> list[Part]:
-    """All parts in order. The first subject of a pass is the one that is tuned and compared for it; `device_of` is the digest of
-    what numbers of the device alone depend on."""
+    """All parts in order. The first subject of a pass is the one that is tuned and compared for it, but for decoding; `device_of`
+    is the digest of what numbers of the device alone depend on."""
     first: dict[Pass, Subject] = {}
     for subject in subjects:
         first.setdefault(subject.pass_, subject)
@@ -69,8 +85,8 @@ def plan(subjects: Sequence[Subject], workloads: Sequence[Workload], *, device_o
     return [
         *_truth(subjects, device_of),
         *_spaces(known),
-        *_champions(first, workloads),
-        *_beside(first),
+        *_champions(known, first, workloads),
+        *_beside(known, first),
         *_judging(known, first),
     ]
 
@@ -97,16 +113,28 @@ def _truth(subjects: Sequence[Subject], device_of: str) -> Iterator[Part]:
 
 
 def _spaces(known: Mapping[str, Subject]) -> Iterator[Part]:
-    for stem, problem in SPACES:
+    for stem, problem, groups in SPACES:
         if stem in known:
-            what = {"do": "space", "kernel": stem, "problem": problem}
+            what = {"do": "space", "kernel": stem, "problem": problem, "groups": [list(group) for group in groups]}
             yield Part(step="spaces", name=f"spaces/{stem}/{problem}", what=what, least_s=45, of=known[stem].of)
 
 
-def _champions(first: Mapping[Pass, Subject], workloads: Sequence[Workload]) -> Iterator[Part]:
-    wanted = _in_turns([anchors(), _of_workloads(workloads)])
+def _decoding() -> list[Problem]:
+    return [parse_problem(text) for text in DECODING]
+
+
+def _subject_for(problem: Problem, known: Mapping[str, Subject], first: Mapping[Pass, Subject]) -> Subject | None:
+    """The kernel that is tuned and compared for a problem, if there is one."""
+    return known.get(DECODER) if problem in _decoding() else first.get(problem.pass_)
+
+
+def _champions(
+    known: Mapping[str, Subject], first: Mapping[Pass, Subject], workloads: Sequence[Workload]
+) -> Iterator[Part]:
+    measured = [parse_problem(problem) for _, problem, _ in SPACES]
+    wanted = [*measured, *_trained(), *_in_turns([_decoding(), anchors(), _of_workloads(workloads)])]
     for problem in dict.fromkeys(wanted):
-        subject = first.get(problem.pass_)
+        subject = _subject_for(problem, known, first)
         if subject is not None:
             what = {"do": "champion", "kernel": subject.stem, "problem": str(problem)}
             name = champion_name(subject.stem, problem)
@@ -149,8 +177,12 @@ def anchors() -> list[Problem]:
 
 
 def anchor_of(problem: Problem) -> Problem:
-    """The anchor of a problem of the sweep."""
-    return _sweep_problem(problem.head_dim, ANCHOR_LENGTH, problem.causal, problem.pass_)
+    """The problem whose champion stands for `problem`: the anchor of one of the sweep, else itself."""
+    return (
+        _sweep_problem(problem.head_dim, ANCHOR_LENGTH, problem.causal, problem.pass_)
+        if problem in sweep()
+        else problem
+    )
 
 
 def _sweep_problem(head_dim: int, length: int, causal: bool, pass_: Pass) -> Problem:
@@ -161,12 +193,21 @@ def _sweep_problem(head_dim: int, length: int, causal: bool, pass_: Pass) -> Pro
     )  # fmt: skip
 
 
-def _beside(first: Mapping[Pass, Subject]) -> Iterator[Part]:
+def compared() -> list[Problem]:
+    """What stands beside others, the most telling problems first; those of the sweep last."""
+    return [*_trained(), *_decoding(), *sweep()]
+
+
+def _trained() -> list[Problem]:
+    return [parse_problem(f"{text} {pass_}") for text in (PAPER, TRAINING) for pass_ in _PASSES]
+
+
+def _beside(known: Mapping[str, Subject], first: Mapping[Pass, Subject]) -> Iterator[Part]:
     """FlexAttention is compiled for every shape, which takes longest: it comes last."""
     quick = tuple(name for name in RIVAL_NAMES if name != "flex")
     for rivals, least in ((quick, 40), (("flex",), 75)):
-        for problem in sweep():
-            subject = first.get(problem.pass_)
+        for problem in compared():
+            subject = _subject_for(problem, known, first)
             if subject is None:
                 continue
             what = {"do": "beside", "kernel": subject.stem, "problem": str(problem), "rivals": list(rivals)}
@@ -180,9 +221,9 @@ def _judging(known: Mapping[str, Subject], first: Mapping[Pass, Subject]) -> Ite
         if subject is not None:
             what = {"do": "same", "kernel": subject.stem, "problem": text, "runs": A_A_RUNS}
             yield Part(step="judging", name=f"judging/same {text}", what=what, least_s=45, most_s=120, of=subject.of)
-    for stem, text in SPACES:
+    for stem, text, groups in SPACES:
         if stem in known:
-            what = {"do": "estimate", "kernel": stem, "problem": text}
+            what = {"do": "estimate", "kernel": stem, "problem": text, "groups": [list(group) for group in groups]}
             name = f"judging/estimate {stem}/{text}"
             yield Part(step="judging", name=name, what=what, least_s=30, most_s=120, of=known[stem].of)
 

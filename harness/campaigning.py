@@ -144,7 +144,7 @@ _OF_RUNS = ("driver", "gpu", "commit")
 
 def subjects_of(workspace: Workspace, setting: Setting, seed: int) -> list[Subject]:
     """The kernels of the workspace, those first that have a space to be measured in full, in their order."""
-    order = [stem for stem, _ in SPACES]
+    order = [stem for stem, _, _ in SPACES]
     stems = sorted(workspace.stems, key=lambda stem: (order.index(stem) if stem in order else len(order), stem))
     found = []
     for stem in stems:

@@ -16,6 +16,6 @@ def estimate_all(
 ) -> list[float]:
     """Predicted milliseconds of each candidate."""
     return [
-        estimate(problem, meta_launches(kernel, problem, config), artifact, device).value_ms
+        estimate(problem, meta_launches(kernel, problem, config, device), artifact, device).value_ms
         for config, artifact in candidates
     ]

@@ -54,7 +54,7 @@ class GpuLab:
                 seconds = min(float(what["seconds"]), left() / 2)
                 return self._truth.fuzz(what["kernel"], seconds, watched=kind == "memcheck")
             case "space":
-                return self._tuning.space(what["kernel"], parse_problem(what["problem"]))
+                return self._tuning.space(what["kernel"], parse_problem(what["problem"]), what["groups"])
             case "champion":
                 return self._tuning.champion(what["kernel"], parse_problem(what["problem"]))
             case "beside":
@@ -63,7 +63,7 @@ class GpuLab:
             case "same":
                 return self._beside.same(what["kernel"], parse_problem(what["problem"]), what["runs"])
             case "estimate":
-                return self._tuning.estimate(what["kernel"], parse_problem(what["problem"]))
+                return self._tuning.estimate(what["kernel"], parse_problem(what["problem"]), what["groups"])
             case unknown:
                 raise BugError(f"no laboratory knows how to do `{unknown}`")
 

@@ -150,6 +150,7 @@ class Beside:
         found: dict[str, Any] = {
             "rival_ms": short(median(pair.rival_ms)), "ours_ms": short(median(pair.ours_ms)), "samples": len(pair.rival_ms),
             "ratio": short(compared.ratio), "verdict": compared.verdict, "method": pair.method,
+            "rival_bytes": pair.rival_bytes, "ours_bytes": pair.ours_bytes,
         }  # fmt: skip
         if compared.interval is not None:
             found["interval"] = [short(compared.interval.low), short(compared.interval.high)]

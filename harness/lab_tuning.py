@@ -25,13 +25,15 @@ from harness.problem import Problem, parse_problem
 from harness.search import make_strategy, open_study
 from harness.space import Config, Space
 from harness.store import read_journal
-from harness.tune import Budget, Settled, Task, Tried, tune
+from harness.tune import BATCH, Budget, Settled, Task, Tried, tune
 
 # Trials of a champion's search; seconds that the next trials take at most, and the choice at the end (its proof, its final
 # measurement): with less left, they are not begun.
 TRIALS = 24
 _NEXT_S, _SETTLE_S = 8.0, 60.0
 _CHUNK = 64
+_REPLAYS = 9
+Groups = Sequence[Sequence[str]]
 _ESTIMATE_S = 90.0
 # Inputs, outputs, what the rest of a step keeps, and a second set while one problem makes way for another.
 _SETS = 3
@@ -44,10 +46,13 @@ class Tuning:
     bench: Bench
     runs: Sequence[Mapping[str, Any]] = ()
 
-    def space(self, stem: str, problem: Problem) -> Given:
-        """Measure every legal config, in an order that makes any beginning of it a fair sample: the default, then shuffled."""
+    def space(self, stem: str, problem: Problem, groups: Groups) -> Given:
+        """Measure every config of a slice, in an order that makes any beginning of it a fair sample: the default, then shuffled.
+
+        Its champion is sought by a part of its own: this one only measures.
+        """
         bench = self.bench
-        space, default = bench.space(stem, problem)
+        space, default = bench.slice(stem, problem, groups)
         order = [
             default,
             *(space.legal[place] for place in np.random.default_rng(bench.seed).permutation(len(space.legal))),
@@ -58,14 +63,26 @@ class Tuning:
             unknown = [config for config in order if journal.find(problem.key, config) is None]
             runner = Ahead(bench.kernel(stem), problem, unknown, depth=2 * bench.jobs, left=bench.left)
             task = Task(problem=problem, space=space, default=default, strategy=InOrder(order))
-            settled = self._search(tune(task, runner, journal, budget=Budget(), seed=bench.seed), len(order))
+            whole = self._measure(tune(task, runner, journal, budget=Budget(), seed=bench.seed), len(order))
             records = tuple(journal.records)
         data = _progress(space, default, records) | {"file": path.name}
-        if settled is None:
+        if not whole:
             return Given(status="partial", reason=f"{data['tried']} of {len(order)} configs", data=data)
-        found = self._record(stem, problem, records)
+        found = self._record(stem, problem, groups, records)
         kept = recorded.write_recorded(bench.folder / "spaces", slug(stem, problem), found)
-        return Given(status="done", data=data | {"file": kept.name} | self._champion(stem, settled))
+        return Given(status="done", data=data | {"file": kept.name})
+
+    def _measure(self, events: Iterator[Tried | Settled], total: int) -> bool:
+        """Whether all trials were made before the time ended; nothing is settled."""
+        try:
+            for tried, _ in enumerate(events, 1):
+                if tried == total:
+                    return True
+                if self.bench.left() < _NEXT_S:
+                    return False
+        except OutOfTimeError:
+            return False
+        return total == 0
 
     def champion(self, stem: str, problem: Problem) -> Given:
         """Search for the fastest config of a problem, as `flashtune tune` does."""
@@ -120,7 +137,7 @@ class Tuning:
             given["not_kept"] = refused.message
         return given
 
-    def estimate(self, stem: str, problem: Problem) -> Given:
+    def estimate(self, stem: str, problem: Problem, groups: Groups) -> Given:
         """What the estimate is worth on a space, as far as it is measured."""
         folder = self.bench.folder / "spaces"
         path = next((one for one in sorted(folder.glob(f"{slug(stem, problem)}.jsonl*"))), None)
@@ -130,7 +147,7 @@ class Tuning:
             journal = self.bench.spaces_path(stem, problem)
             if not journal.exists():
                 return Given(status="skipped", reason="nothing of the space is measured yet")
-            found = self._record(stem, problem, read_journal(journal)[1])
+            found = self._record(stem, problem, groups, read_journal(journal)[1])
         judged = judging.judge_estimate(found)
         if judged is None:
             return Given(status="partial", reason=f"{len(found.measured)} measured configs are too few")
@@ -141,15 +158,29 @@ class Tuning:
             "random_regret": {str(count): short(one) for count, one in judged.random_regret.items()},
             "default_regret": short(judged.default_regret),
         }  # fmt: skip
-        whole = found.header.complete
-        return Given(
-            status="done" if whole else "partial", reason="" if whole else "the space is not complete", data=data
-        )
+        if not found.header.complete:
+            return Given(status="partial", reason="the space is not complete", data=data)
+        return Given(status="done", data=data | {"search": self._replayed(found, stem, problem, groups)})
 
-    def _record(self, stem: str, problem: Problem, records: Sequence[Record]) -> recorded.Recorded:
+    def _replayed(self, found: recorded.Recorded, stem: str, problem: Problem, groups: Groups) -> dict[str, Any]:
+        """What the search is worth on a space that is known: regrets and seconds of several seeds, in order of the regrets."""
+        space, default = self.bench.slice(stem, problem, groups)
+        replays = []
+        for seed in range(_REPLAYS):
+            study = open_study(f"replay {seed} of {stem} {problem}")
+            strategy = make_strategy("tpe", space, default, study=study, seed=seed)
+            replays.append(judging.replay(found, strategy, TRIALS, batch=BATCH))
+        times = [line.time_ms for line in found.measured if line.time_ms is not None]
+        return {
+            "trials": TRIALS, "regrets": [short(regret) for regret, _ in sorted(replays)],
+            "seconds": [short(seconds) for _, seconds in sorted(replays)],
+            "random_regret": short(judging.expected_least(times, TRIALS) / min(times) - 1),
+        }  # fmt: skip
+
+    def _record(self, stem: str, problem: Problem, groups: Groups, records: Sequence[Record]) -> recorded.Recorded:
         """The trials as a recorded space, with an estimate of each that has a time."""
         bench = self.bench
-        space, default = bench.space(stem, problem)
+        space, default = bench.slice(stem, problem, groups)
         timed = [one for one in records if one.role == "screen" and isinstance(one.outcome, Measured)]
         parts = [timed[start : start + _CHUNK] for start in range(0, len(timed), _CHUNK)]
         waits = [
@@ -167,7 +198,8 @@ class Tuning:
         header = {
             "kernel": stem, "problem": problem.key, "device": bench.device.name, "arch": bench.device.arch,
             "default": default, "runs": tuple(self.runs), "versions": self._versions(stem, space, timed),
-            "estimates": _model() if estimates else "",
+            "estimates": _model() if estimates else "", "groups": tuple(map(tuple, groups)),
+            "of": len(bench.space(stem, problem)[0].legal),
         }  # fmt: skip
         return recorded.record(space, records, header=header, estimates=estimates)
 

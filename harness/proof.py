@@ -5,6 +5,7 @@ that is wrong is dropped, and its case is kept for `flashtune replay`.
 """
 
 import contextlib
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,13 +125,12 @@ class _Compiling:
 
     def __init__(self, kernel: Kernel) -> None:
         self.PASS = kernel.PASS
-        self._kernel = kernel
-
-    def workspaces(self, **tensors: Tensor) -> Any:
-        return self._kernel.workspaces(**tensors)
-
-    def launches(self, **arguments: Any) -> Any:
-        return [_Compiled(launch) for launch in self._kernel.launches(**arguments)]
+        self.PACKED = getattr(kernel, "PACKED", False)
+        # Both are asked which parameters they have.
+        self.workspaces = kernel.workspaces
+        self.launches = functools.wraps(kernel.launches)(
+            lambda **arguments: [_Compiled(launch) for launch in kernel.launches(**arguments)]
+        )
 
 
 @dataclass(frozen=True, slots=True)

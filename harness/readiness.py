@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,10 +18,10 @@ import sys
 import sysconfig
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from harness import sanitizer
 from harness.errors import WorkspaceError
@@ -40,9 +41,21 @@ _ALIASES = {"pebble": "Pebble"}
 _CACHE_BYTES = 8 << 30
 _OUT_BYTES = 256 << 20
 _CHILD_BYTES = 2 << 30
-_DEVICE_S, _SANITIZER_S = 180.0, 120.0
+_IMPORT_S, _DEVICE_S, _SANITIZER_S = 120.0, 180.0, 120.0
 _EXIT_MISSING = 3
 _WIDTH = 100
+
+# Found is not enough: what a package needs may be missing, and a binary may be of another Python.
+_IMPORT_PROGRAM = """
+import importlib, json
+broken = {}
+for name in %r:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        broken[name] = "%%s: %%s" %% (type(error).__name__, error)
+print(json.dumps(broken))
+"""
 
 # What a campaign does first of all on a device, in small: compile a kernel with Triton, launch it, and capture it in a graph.
 _DEVICE_PROGRAM = """
@@ -73,6 +86,9 @@ print(json.dumps({"name": torch.cuda.get_device_name(), "free": free, "total": t
 class Need:
     """Something that a campaign needs, or is better with: what there is, whether that will do, and what to do about it."""
 
+    # This is written without pydantic, which may be missing; its schema is made where pydantic is there.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
     name: str
     found: str
     severity: Severity
@@ -81,17 +97,22 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """What `flashtune doctor --campaign --json` prints. `ready` says that nothing is missing."""
+    """What `flashtune doctor --campaign --json` prints. `ready` says that nothing is missing; `bring` are the commands that bring
+    missing packages to a machine without a network, the last of them to be run there."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     ready: bool
     needs: tuple[Need, ...]
+    bring: tuple[str, ...] = ()
 
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Print what there is; exit 3 where something is missing."""
     out = Path(options.out) if options.out else Path.cwd()
     needs = tuple(needs_of(out, options.workspace))
-    found = Readiness(ready=not any(need.severity == "missing" for need in needs), needs=needs)
+    missing = {need.name for need in needs if need.severity == "missing"}
+    found = Readiness(ready=not missing, needs=needs, bring=wheels_for([name for name in PACKAGES if name in missing]))
     said = json.dumps(asdict(found), indent=1) if options.json else "\n".join(lines_of(found))
     sys.stdout.write(said + "\n")
     return 0 if found.ready else _EXIT_MISSING
@@ -107,7 +128,26 @@ def lines_of(found: Readiness) -> list[str]:
         if need.hint and need.severity != "fine":
             lines += _wrapped(f"{'':<20}hint: ", need.hint)
     lacking = sum(need.severity == "missing" for need in found.needs)
+    if found.bring:
+        lines += ["", "Without a network: where there is one, make a folder of wheels, carry it here, install from it:"]
+        lines += [f"  {command}" for command in found.bring]
     return [*lines, "", f"Can a campaign start here?  {'yes' if found.ready else f'no: {lacking} missing'}"]
+
+
+def wheels_for(names: Sequence[str]) -> tuple[str, ...]:
+    """The commands that carry packages, with all that they need, to this machine's Python; none for no names.
+
+    torch and Triton belong to the machine's driver, and are not among them."""
+    wanted = " ".join(name for name in names if name not in ("torch", "triton"))
+    if not wanted:
+        return ()
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    machine = platform.machine()
+    return (
+        f"pip download -d wheels --only-binary=:all: --python-version {python} \\",
+        f"  --platform manylinux2014_{machine} --platform manylinux_2_28_{machine} {wanted}",
+        f"python3 -m pip install --no-index --find-links wheels {wanted}",
+    )
 
 
 def _wrapped(first: str, text: str) -> list[str]:
@@ -130,7 +170,7 @@ def needs_of(
     yield Need(
         name="python", found=sys.version.split()[0], severity="fine" if modern else "missing", hint="3.11 or newer"
     )
-    yield from _packages()
+    yield from _packages(ask or _ask)
     yield from _interpreter()
     yield _optional("pynvml", "nvidia-ml-py", "without it clocks and throttling cannot be watched")
     yield _compiler()
@@ -143,14 +183,24 @@ def needs_of(
     yield _sanitizer(refuses, device.severity == "fine")
 
 
-def _packages() -> Iterator[Need]:
+def _packages(ask: Callable[[str, float], tuple[str, str]]) -> Iterator[Need]:
+    there = [module for module, _ in PACKAGES.values() if importlib.util.find_spec(module) is not None]
+    # The program for the device imports these two.
+    out, why = ask(_IMPORT_PROGRAM % [one for one in there if one not in ("torch", "triton")], _IMPORT_S)
+    try:
+        broken = dict(json.loads(out.strip().splitlines()[-1]))
+    except (ValueError, IndexError):
+        broken = {}
+        hint = "Python cannot import what is installed here: see what one of them alone says"
+        yield Need(name="imports", found=why or "they said nothing", severity="missing", hint=hint)
     for name, (module, oldest) in PACKAGES.items():
         version = version_of(name)
-        if importlib.util.find_spec(module) is None:
-            hint = (
-                f"`make setup`; without a network, carry a wheel: pip download --no-deps {name}, then pip install FILE"
-            )
+        if module not in there:
+            hint = "`make setup`; without a network, carry its wheel (see below)"
             yield Need(name=name, found="not installed", severity="missing", hint=hint)
+        elif module in broken:
+            hint = "its wheel, or one of a package that it needs, is missing or of another Python"
+            yield Need(name=name, found=f"it cannot be imported: {broken[module]}", severity="missing", hint=hint)
         elif version is not None and release(version) < release(oldest):
             hint = f"pip install '{name}>={oldest}'"
             yield Need(name=name, found=f"{version}, which is too old", severity="missing", hint=hint)

@@ -44,7 +44,8 @@ _VALUE = ConfigDict(extra="forbid", allow_inf_nan=False)
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
 class Header:
     """What all lines have in common. `params` are the values of each tunable in their order, `default` the default's values;
-    `legal` counts the legal configs, `complete` says that each has a line. `versions` are of whatever the numbers depend on,
+    `legal` counts the configs, of `of` in the kernel's whole space, that agree with the default in all tunables of one of
+    `groups`, if there are any; `complete` says that each has a line. `versions` are of whatever the numbers depend on,
     `runs` when and on what they were taken. `estimates` names the model behind `estimate_ms`, if there is one."""
 
     format: Literal["flashtune recorded space"]
@@ -56,10 +57,12 @@ class Header:
     params: Mapping[str, tuple[Value, ...]]
     default: tuple[Value, ...]
     legal: int
+    of: int
     complete: bool
     versions: Mapping[str, str | None]
     runs: tuple[Mapping[str, Any], ...] = ()
     estimates: str = ""
+    groups: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)

@@ -4,14 +4,16 @@ Shows what the ledger holds. A number stands beside its unit; what was not measu
 anything.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.campaign import Book, Entry, Part
-from harness.campaign_plan import ANCHOR_LENGTH, RIVAL_NAMES, SHARES, anchors
+from harness.campaign_plan import PAPER, RIVAL_NAMES, SHARES, anchors, compared, sweep
 from harness.documents import CampaignDocument, CampaignStep
+from harness.problem import Problem, parse_problem
 from harness.report import plural, three_digits, wrapped
 from harness.stats import median
 
@@ -20,6 +22,7 @@ _MOST_FILES = 8
 _MOST_BYTES = 16 << 20
 _SHOWN = 6
 _NAME = 52
+_CELL = 8
 
 
 def part_line(name: str, entry: Entry, left: float) -> str:
@@ -178,26 +181,69 @@ def _champion_lines(book: Book) -> Iterator[str]:
 
 
 def _beside_lines(book: Book) -> Iterator[str]:
-    """The anchors of the sweep: our rate, its share of the ceiling, and how many times as long each rival takes."""
-    rows = [problem for problem in anchors() if f"beside/{problem}" in book.parts]
-    if not rows:
+    """Our rate, its share of the ceiling, and how many times as long each rival takes: of what is most telling and of the anchors
+    of the sweep; of the whole sweep the geometric means."""
+    found = {problem: rivals for problem in compared() if (rivals := _rivals(book, problem))}
+    if not found:
         return
     ceiling = best_product(book)
-    yield f"Side by side at {ANCHOR_LENGTH} tokens a sequence: a rival's time over ours, above 1 ours is faster (~: cannot tell)"
-    heads = "".join(f"{short:>10}" for short in RIVAL_NAMES.values())
-    yield f"  {'':<18}{'TFLOP/s':>8}{'of peak':>9}{heads}"
-    for problem in rows:
-        data = {}
-        for suffix in ("", " flex"):
-            entry = book.parts.get(f"beside/{problem}{suffix}")
-            data[suffix] = entry.data if entry else {}
-        measured = {**data[""].get("rivals", {}), **data[" flex"].get("rivals", {})}
-        ours = next((one["ours_ms"] for one in measured.values() if "ours_ms" in one), None)
+    yield "Side by side: a rival's time over ours, above 1 ours is faster (~: cannot tell)"
+    heads = "".join(f"{short:>{_CELL}}" for short in RIVAL_NAMES.values())
+    yield f"  {'':<25}{'TFLOP/s':>7}{'of peak':>8}{heads}"
+    shown = [problem for problem in compared() if problem not in sweep() or problem in anchors()]
+    for problem in (one for one in shown if one in found):
+        ours = next((one["ours_ms"] for one in found[problem].values() if "ours_ms" in one), None)
         rate = problem.flops / ours / 1e9 if ours else None
         share = f"{100 * rate / ceiling:.0f} %" if rate and ceiling else "-"
-        cells = "".join(f"{_ratio(measured.get(name)):>10}" for name in RIVAL_NAMES)
-        mask = "causal" if problem.causal else "full"
-        yield f"  {problem.pass_} d{problem.head_dim:<4} {mask:<8}{_number(rate):>8}{share:>9}{cells}"
+        cells = "".join(f"{_ratio(found[problem].get(name)):>{_CELL}}" for name in RIVAL_NAMES)
+        yield f"  {_label(problem):<25}{_number(rate):>7}{share:>8}{cells}"
+    yield from _mean_lines([(problem, rivals) for problem, rivals in found.items() if problem in sweep()])
+    yield from _paper_lines(found)
+
+
+def _rivals(book: Book, problem: Problem) -> dict[str, Mapping[str, Any]]:
+    """What was found out of all rivals, in whichever part."""
+    entries = (book.parts.get(f"beside/{problem}{suffix}") for suffix in ("", " flex"))
+    return {name: one for entry in entries if entry for name, one in entry.data.get("rivals", {}).items()}
+
+
+def _label(problem: Problem) -> str:
+    if problem.q_len == 1:
+        return f"decode d{problem.head_dim} b{problem.batch} k{problem.kv_len}"
+    mask = "causal" if problem.causal else "full"
+    return f"{problem.pass_} d{problem.head_dim:<3} {mask:<6} {problem.q_len}"
+
+
+def _mean_lines(rows: Sequence[tuple[Problem, Mapping[str, Mapping[str, Any]]]]) -> Iterator[str]:
+    """Geometric means of ratios, for each rival over the problems in which it could be timed, which are counted."""
+    for pass_ in ("fwd", "bwd"):
+        cells = []
+        for name in RIVAL_NAMES:
+            ratios = [
+                rivals[name]["ratio"] for problem, rivals in rows if problem.pass_ == pass_ and _timed(rivals, name)
+            ]
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+            cells.append(f"{'-' if mean is None else f'{three_digits(mean)}/{len(ratios)}':>{_CELL}}")
+        if any(cell.strip() != "-" for cell in cells):
+            yield f"  {f'{pass_} sweep, mean/problems':<40}{''.join(cells)}"
+
+
+def _timed(rivals: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    return rivals.get(name, {}).get("ratio") is not None
+
+
+def _paper_lines(found: Mapping[Problem, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """The paper's comparison: both passes of GPT-2 medium by standard attention and by ours."""
+    passes = [found.get(parse_problem(f"{PAPER} {pass_}"), {}).get("sdpa:math", {}) for pass_ in ("fwd", "bwd")]
+    if not all("ours_ms" in one for one in passes):
+        return
+    standard, ours = (sum(one[key] for one in passes) for key in ("rival_ms", "ours_ms"))
+    yield (f"  GPT-2 medium (`{PAPER}`), forward and backward: standard attention {three_digits(standard)} ms,")
+    gibibytes = [max(one[key] for one in passes) / 2**30 for key in ("rival_bytes", "ours_bytes")]
+    yield (
+        f"    ours {three_digits(ours)} ms, {three_digits(standard / ours)} times as fast; "
+        f"memory beside inputs {three_digits(gibibytes[0])} and {three_digits(gibibytes[1])} GiB"
+    )
 
 
 def _ratio(found: Mapping[str, Any] | None) -> str:
@@ -224,6 +270,12 @@ def _judging_lines(book: Book) -> Iterator[str]:
             f"    estimate: rank correlation {data['correlation']:.2f} over {data['configs']} configs; "
             f"slower than the best: {regrets}"
         )
+        regrets = [one for one in data.get("search", {}).get("regrets", ()) if one is not None]
+        if regrets:
+            yield (
+                f"    search, replayed: {100 * median(regrets):.1f} % slower than the best after {data['search']['trials']} "
+                f"trials ({100 * regrets[-1]:.1f} % at worst of {len(regrets)} seeds)"
+            )
         rest = "" if data["default_regret"] is None else f"; the default {100 * data['default_regret']:.1f} %"
         yield f"    by chance {chance} %{rest}; {100 * data['near']:.1f} % of the configs are within 5 % of the best"
 

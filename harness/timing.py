@@ -93,6 +93,19 @@ def free_bytes() -> int:
     return int(torch.cuda.mem_get_info()[0])
 
 
+def begin_peak() -> int:
+    """Bytes that are allocated on the device; `peak_bytes` gives the most that were since."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_bytes() -> int:
+    """The most bytes that were allocated on the device since `begin_peak`."""
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
 _drawn: dict[tuple[Problem, int], dict[str, torch.Tensor]] = {}
 
 

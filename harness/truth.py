@@ -41,7 +41,7 @@ _PLAIN = (
     "b1 h2 s64 d64 fp16 scale=0.0",
     "b1 h2 s256 d128 fp16 causal | large", "b1 h2/1 s200 d64 bf16 | outliers", "b1 h2 s129 d64 fp16 | constant_rows",
     "b1 h2 q90 k140 d64 bf16 causal | integers", "b1 h2 q145 k133 d64 bf16 causal | counting", "b1 h2/1 s2048 d128 bf16 causal",
-    "b1 h1 q512 k4096 d64 fp16 causal window=1000",
+    "b1 h1 q512 k4096 d64 fp16 causal window=1000", "b2 h8/2 q1 k3000 d128 bf16", "b1 h4/1 q3 k1000 d64 fp16 causal",
 )  # fmt: skip
 _VARIANTS = (
     "b1 h4/2 s130 d64 bf16 causal softcap=20.0", "b1 h2 q65 k129 d128 fp16 softcap=1.0", "b2 h4/2 s129 d64 bf16 causal alibi",

@@ -18,7 +18,7 @@ from harness.truth import Answer, Reply
 from tests.fake_runner import FakeRunner, fake_artifact, fake_time_ms
 
 # How much longer each rival takes than ours.
-SLOWER = {"sdpa:flash": 0.9, "sdpa:cudnn": 0.8, "sdpa:efficient": 2.0, "sdpa:math": 11.0, "flex": 1.3}
+SLOWER = {"sdpa:flash": 0.9, "sdpa:cudnn": 0.8, "sdpa:efficient": 2.0, "sdpa:math": 11.0, "fa3": 0.7, "flex": 1.3}
 
 
 def reply(ratio: float = 0.5, **changed: Any) -> Reply:
@@ -70,8 +70,9 @@ class FakeChildren(FakeRunner):
             theirs = fake_time_ms(problem, rival) if not isinstance(rival, str) else ours * SLOWER[rival]
             noise = 1 + 0.002 * np.random.default_rng(seed).standard_normal((2, 40))
             return Pair(
-                rival_ms=tuple(theirs * noise[0]), ours_ms=tuple(ours * noise[1]), method="graph of 1", throttled=False
-            )
+                rival_ms=tuple(theirs * noise[0]), ours_ms=tuple(ours * noise[1]), method="graph of 1", throttled=False,
+                rival_bytes=(3 if rival == "sdpa:math" else 1) << 30, ours_bytes=1 << 29,
+            )  # fmt: skip
         if function is estimate_all:
             problem, _, candidates = arguments
             return [2.0 * fake_time_ms(problem, config) for config, _ in candidates]

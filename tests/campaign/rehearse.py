@@ -57,7 +57,7 @@ def few_parts() -> None:
         return kept
 
     campaigning.plan = few  # type: ignore[assignment]
-    campaign_plan.SPACES = (("flash_fwd", f"{TINY} fwd"),)
+    campaign_plan.SPACES = (("flash_fwd", f"{TINY} fwd", ()),)
 
 
 if __name__ == "__main__":

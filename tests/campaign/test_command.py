@@ -69,7 +69,7 @@ class Desk:
         patch.setattr(Workspace, "load_space", few_configs)
         patch.setattr(commands, "_live_device", lambda: (TARGETS["h200"], "580.1"))
         patch.setattr(campaigning, "ProcessRunner", self._make)
-        patch.setattr(campaign_plan, "SPACES", (("flash_fwd", SMALL),))
+        patch.setattr(campaign_plan, "SPACES", (("flash_fwd", SMALL, ()),))
         patch.setattr(
             campaigning, "plan", lambda *given, **named: [one for one in real(*given, **named) if self.chosen(one)]
         )
@@ -105,7 +105,7 @@ FUZZED = {
     "cases": 120, "seconds": 61.0, "verdicts": {"passed": 120}, "oracles": {"bound": 120}, "largest": {"out": 0.4},
     "counterexamples": [],
 }  # fmt: skip
-QUESTION = "b1 h2 s128 d64 bf16 fwd [normal]"
+QUESTION = "flash_fwd/b1 h2 s128 d64 bf16 fwd [normal]"
 BACKWARD = "b1 h2 s128 d64 bf16 bwd [normal]"
 
 
@@ -135,7 +135,7 @@ def test_a_campaign_from_command_to_files(desk: Desk) -> None:
     assert document["ended"] == "all done" and document["wrong"] == []
     parts = desk.parts()
     assert parts["truth/ceilings"].data["ceilings"][1]["rate"] == 1000.0
-    question = parts[f"truth/flash_fwd/{QUESTION}"].data
+    question = parts[f"truth/{QUESTION}"].data
     assert [one["status"] for one in question["candidates"]] == ["right"] * 3
     assert question["candidates"][0]["interpreter"] == "compared" and question["candidates"][0]["difference"] == 0.75
     assert question["candidates"][0]["runs"] == 10 and "interpreter" not in question["candidates"][1]
@@ -162,6 +162,8 @@ def test_a_campaign_from_command_to_files(desk: Desk) -> None:
     assert flash["ratio"] == pytest.approx(0.9, rel=0.01) and flash["verdict"] == "faster"
     assert flash["interval"][0] <= flash["ratio"] <= flash["interval"][1]
     assert parts[f"beside/{row} flex"].data["rivals"]["flex"]["ratio"] == pytest.approx(1.3, rel=0.01)
+    search = parts[f"judging/estimate flash_fwd/{SMALL}"].data["search"]
+    assert len(search["regrets"]) == 9 and min(search["regrets"]) >= 0 and search["random_regret"] >= 0
     same = parts["judging/same b1 h16 s512 d64 fp16 fwd"].data
     assert same["of"] == 3 and same["false_alarms"] == 0
     assert document["files"].keys() == {"campaign.json", name}
@@ -172,7 +174,15 @@ def test_a_campaign_from_command_to_files(desk: Desk) -> None:
 
 def test_the_table_is_readable_at_100_columns(desk: Desk) -> None:
     desk.few(
-        "ceilings", QUESTION, "fuzz", "spaces/", "champions/flash_fwd/b4 h16 s4096", "beside/b4 h16 s4096", "judging/"
+        "ceilings",
+        QUESTION,
+        "fuzz flash_bwd",
+        "spaces/",
+        "champions/flash_fwd/b4 h16 s4096",
+        "beside/b4 h16 s4096",
+        "beside/b64 h16 s1024",
+        "beside/b8 h32/8 q1 k8192",
+        "judging/",
     )
     code, out, err = desk.run("--minutes", "5")
     assert code == 0
@@ -183,12 +193,14 @@ def test_the_table_is_readable_at_100_columns(desk: Desk) -> None:
         "1 compared with the interpreter, each run 10 times bit for bit",
         "ceiling, bf16 of 8192 x 8192 x 8192: 1,000 TFLOP/s (990 … 1,010)",
         "fuzz flash_bwd: 120 cases in 61 s, 0 counterexamples",
-        "the default beside itself: called faster or slower 0 of 12 times", "rank correlation 0.99", "the same command goes on",
+        "the default beside itself: called faster or slower 0 of 12 times", "rank correlation 0.99", "search, replayed: ",
+        "forward and backward: standard attention", "11.0 times as fast; memory beside inputs 3.00 and 0.500 GiB",
+        "  decode d128 b8 k8192", "the same command goes on",
     ):  # fmt: skip
         assert said in out, said
-    (row,) = [line for line in out.splitlines() if line.startswith("  fwd d128  causal")]
+    (row,) = [line for line in out.splitlines() if line.startswith("  fwd d128 causal 4096")]
     # TFLOP/s, share of the measured ceiling, and the rivals' times over ours.
-    assert [float(cell) for cell in row.split()[-5:]] == pytest.approx([0.9, 0.8, 2, 11, 1.3], rel=0.01)
+    assert [float(cell) for cell in row.split()[-6:]] == pytest.approx([0.9, 0.8, 2, 11, 0.7, 1.3], rel=0.01)
 
 
 def test_what_is_wrong_is_said_loudly_kept_as_a_case_and_ends_with_1(desk: Desk) -> None:

@@ -16,8 +16,13 @@ REPOSITORY = Path(__file__).parents[2]
 FINE = json.dumps({"name": "NVIDIA H200", "free": 140 << 30, "total": 141 << 30, "why": ""})
 
 
-def found(out: Path, answer: tuple[str, str] = (FINE, ""), sanitizer: str = "") -> dict[str, Need]:
-    needs = needs_of(out, str(REPOSITORY), ask=lambda program, seconds: answer, refuses=lambda seconds: sanitizer)
+def found(
+    out: Path, answer: tuple[str, str] = (FINE, ""), sanitizer: str = "", broken: dict[str, str] | None = None
+) -> dict[str, Need]:
+    def ask(program: str, seconds: float) -> tuple[str, str]:
+        return (json.dumps(broken or {}), "") if "import_module" in program else answer
+
+    needs = needs_of(out, str(REPOSITORY), ask=ask, refuses=lambda seconds: sanitizer)
     return {need.name: need for need in needs}
 
 
@@ -50,12 +55,28 @@ def test_packages_that_are_missing_or_old_are_named_with_what_to_do(
     monkeypatch.setattr(readiness, "version_of", lambda name: versions.get(name) or old(name))
     needs = found(tmp_path)
     assert needs["optuna"] == Need(name="optuna", found="not installed", severity="missing", hint=needs["optuna"].hint)
-    assert "carry a wheel" in needs["optuna"].hint
+    assert "carry its wheel" in needs["optuna"].hint
     assert needs["triton"].severity == "missing" and "3.5.1, which is too old" in needs["triton"].found
     versions["triton"] = "3.6.0"
     needs = found(tmp_path)
     assert needs["interpreter"].severity == "warning" and "numpy 2.5.2" in needs["interpreter"].found
     assert "--answers" in needs["interpreter"].hint
+
+
+def test_a_package_that_is_there_and_cannot_be_imported_is_missing(tmp_path: Path) -> None:
+    why = "ModuleNotFoundError: No module named 'pydantic_core._pydantic_core'"
+    need = found(tmp_path, broken={"pydantic": why})["pydantic"]
+    assert need.severity == "missing" and why in need.found
+    program = readiness._IMPORT_PROGRAM % ["json", "no_such_module"]
+    out, failed = readiness._ask(program, 60.0)
+    assert failed == "" and json.loads(out) == {
+        "no_such_module": "ModuleNotFoundError: No module named 'no_such_module'"
+    }
+
+
+def test_what_python_cannot_even_try_to_import_is_missing(tmp_path: Path) -> None:
+    needs = needs_of(tmp_path, str(REPOSITORY), ask=lambda program, seconds: ("", "killed"), refuses=lambda seconds: "")
+    assert {need.name: need for need in needs}["imports"].severity == "missing"
 
 
 def test_a_sanitizer_that_is_there_and_does_not_work_is_a_warning(
@@ -83,25 +104,29 @@ def test_a_folder_that_cannot_be_written_is_missing(tmp_path: Path, monkeypatch:
 def test_it_is_printed_for_people_and_for_scripts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readiness, "_ask", lambda program, seconds: ("", "no GPU in this test"))
+    def ask(program: str, seconds: float) -> tuple[str, str]:
+        return ('{"optuna": "no"}', "") if "import_module" in program else ("", "no GPU in this test")
+
+    monkeypatch.setattr(readiness, "_ask", ask)
     argv = ["doctor", "--campaign", "--out", str(tmp_path), "--workspace", str(REPOSITORY)]
     assert main(argv) == 3
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     assert "X GPU               no GPU in this test" in out and out.endswith(
-        "Can a campaign start here?  no: 1 missing\n"
+        "Can a campaign start here?  no: 2 missing\n"
     )
+    assert "--no-index --find-links wheels optuna\n" in out
     assert main([*argv, "--json"]) == 3
     document = json.loads(capsys.readouterr().out)
     jsonschema.validate(document, documents.json_schema("readiness"))
-    assert document["ready"] is False
+    assert document["ready"] is False and document["bring"][-1].endswith("wheels optuna")
 
 
 def test_it_needs_no_package_at_all() -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import harness.readiness as r\n"
-        "r._ask = lambda *a: ('', 'no')\n"
+        "r._ask = lambda program, *a: ('{}' if 'import_module' in program else '', 'no')\n"
         "import argparse\n"
         "raise SystemExit(r.run_doctor(argparse.Namespace(out=None, workspace=sys.argv[1], json=False)))\n"
     )

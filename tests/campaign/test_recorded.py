@@ -19,7 +19,7 @@ from tests.fake_runner import fake_artifact, passing_verdict
 PROBLEM = parse_problem("b1 h8/2 s512 d64 bf16 causal")
 SPACE = Space(params=(Param("block_m", (32, 64), "w"), Param("fast", (False, True), "w")), rules=())
 HEADER = {
-    "kernel": "flash_fwd", "problem": PROBLEM.key, "device": "h200", "arch": "sm_90",
+    "kernel": "flash_fwd", "problem": PROBLEM.key, "of": 4, "device": "h200", "arch": "sm_90",
     "default": Config({"block_m": 64, "fast": True}),
     "versions": {"triton": "3.6.0", "driver": None}, "runs": ({"began": "2026-01-01", "driver": "580.1"},),
 }  # fmt: skip
@@ -92,7 +92,8 @@ def space_of(times: list[float | None], estimates: list[float]) -> Recorded:
     )
     return Recorded(
         Header(
-            format="flashtune recorded space", schema=1, kernel="k", problem="p", device="d", arch="a", legal=50, complete=False,
+            format="flashtune recorded space", schema=1, kernel="k", problem="p", device="d", arch="a", legal=50, of=50,
+            complete=False,
             params={"place": tuple(range(len(times)))}, default=(3,), versions={},
         ),
         lines,
@@ -131,3 +132,28 @@ def test_ranks_of_equal_values_are_shared() -> None:
     assert judging.rank_correlation([1, 2, 2, 3], [10, 20, 20, 30]) == pytest.approx(1)
     assert judging.rank_correlation([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)
     assert np.isnan(judging.rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+class Given:
+    """A search that asks for given places."""
+
+    def __init__(self, *places: int) -> None:
+        self.left, self.told = list(places), []
+
+    def ask(self, count: int) -> list[Config]:
+        asked, self.left = self.left[:count], self.left[count:]
+        return [Config({"place": place}) for place in asked]
+
+    def tell(self, config: Config, value_ms: float | None) -> None:
+        self.told.append((config["place"], value_ms))
+
+
+def test_a_replayed_search_hears_what_was_recorded_and_pays_for_its_trials_only() -> None:
+    found = space_of([2.0, None, 1.0, 3.0], [1.0] * 4)
+    search = Given(0, 1, 3, 2)
+    assert judging.replay(found, search, 3, batch=2) == (1.0, 3.0)
+    assert search.told == [(0, 2.0), (1, None), (3, 3.0)]
+    assert judging.replay(found, Given(0, 1, 3, 2), 9, batch=2) == (0.0, 4.0)
+    assert judging.replay(found, Given(1), 9, batch=2) == (float("inf"), 1.0)
+    with pytest.raises(KeyError):
+        judging.replay(found, Given(7), 1, batch=1)

@@ -65,7 +65,8 @@ def _pretend() -> None:
     cuda.get_device_properties = lambda *which: facts
     cuda.get_device_name = lambda *which: facts.name
     cuda.mem_get_info = lambda *which: (4 << 20, 150 << 30)
-    cuda.synchronize = lambda *which: None
+    cuda.synchronize = cuda.reset_peak_memory_stats = lambda *which: None
+    cuda.memory_allocated = cuda.max_memory_allocated = lambda *which: 0
     cuda.current_stream = lambda *which: Nothing()
     cuda.Event, cuda.Stream, cuda.CUDAGraph = Event, Nothing, Nothing
     cuda.device, cuda.stream, cuda.graph = Nothing, Nothing, Nothing
