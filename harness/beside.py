@@ -4,7 +4,7 @@ Runs in the one worker that owns the GPU. Refuses to judge: our config has passe
 library computes is the library's matter.
 """
 
-import functools
+import importlib
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -65,12 +65,14 @@ def pair(
     Raises `RefusedError` for what the rival cannot do, and what else it raises.
     """
     tensors = timing.tensors_on_device(problem, seed)
-    ours, ours_bytes = _prepared(lambda: timing.runner(kernel, problem, tensors, config))
-    theirs, rival_bytes = _prepared(
-        (lambda: _library(rival, problem, tensors))
-        if isinstance(rival, str)
-        else (lambda: timing.runner(kernel, problem, tensors, rival))
-    )
+
+    def run_of(one: str | Mapping[str, Value]) -> Callable[[], None]:
+        if isinstance(one, str):
+            return _library(one, problem, tensors)
+        return timing.runner(kernel, problem, tensors, one)
+
+    ours, ours_bytes = _prepared(lambda: run_of(config))
+    theirs, rival_bytes = _prepared(lambda: run_of(rival))
     rng = np.random.default_rng(seed)
     policy = replace(_POLICY, method=method)
     found = measure.measure(theirs, timer=timing.timer(), policy=policy, rng=rng, incumbent=ours)
@@ -98,7 +100,9 @@ def _library(rival: str, problem: Problem, tensors: Mapping[str, Tensor]) -> Cal
         raise RefusedError(f"`{rival}` is asked plain and causal attention only, not {unsaid}")
     if rival == "sdpa:math":
         _require_memory(problem)
-    function = {"flex": _flex, "fa3": _flash_attention_3}.get(rival, functools.partial(_sdpa, rival))(problem)
+    function = (
+        _flex(problem) if rival == "flex" else _flash_attention_3(problem) if rival == "fa3" else _sdpa(rival, problem)
+    )
     q, k, v = (tensors[name] for name in ("q", "k", "v"))
     if problem.pass_ == "fwd":
 
@@ -153,14 +157,14 @@ def _sdpa(rival: str, problem: Problem) -> Callable[..., Tensor]:
 def _flash_attention_3(problem: Problem) -> Callable[..., Tensor]:
     """FlashAttention 3 from its own package, where somebody installed that."""
     try:
-        from flash_attn_interface import flash_attn_func
+        flash_attn_func = importlib.import_module("flash_attn_interface").flash_attn_func
     except ImportError as missing:
         raise RefusedError(f"FlashAttention 3 is not installed here: {missing}") from missing
     call = signature_for("flash").call
 
-    def function(*tensors: Tensor) -> Tensor:
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Its axes are batch, length, head, dim; some versions give the log-sum-exp as well.
-        found = call(flash_attn_func, problem, *(one.transpose(1, 2) for one in tensors), False)
+        found = call(flash_attn_func, problem, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), False)
         out: Tensor = found[0] if isinstance(found, tuple) else found
         return out.transpose(1, 2)
 

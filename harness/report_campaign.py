@@ -270,11 +270,11 @@ def _judging_lines(book: Book) -> Iterator[str]:
             f"    estimate: rank correlation {data['correlation']:.2f} over {data['configs']} configs; "
             f"slower than the best: {regrets}"
         )
-        regrets = [one for one in data.get("search", {}).get("regrets", ()) if one is not None]
-        if regrets:
+        replayed = [one for one in data.get("search", {}).get("replayed", ()) if one is not None]
+        if replayed:
             yield (
-                f"    search, replayed: {100 * median(regrets):.1f} % slower than the best after {data['search']['trials']} "
-                f"trials ({100 * regrets[-1]:.1f} % at worst of {len(regrets)} seeds)"
+                f"    search, replayed: {100 * median(replayed):.1f} % slower than the best after {data['search']['trials']} "
+                f"trials ({100 * replayed[-1]:.1f} % at worst of {len(replayed)} seeds)"
             )
         rest = "" if data["default_regret"] is None else f"; the default {100 * data['default_regret']:.1f} %"
         yield f"    by chance {chance} %{rest}; {100 * data['near']:.1f} % of the configs are within 5 % of the best"

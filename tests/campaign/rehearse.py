@@ -1,6 +1,6 @@
 """A campaign with real children on a GPU that is pretended, on problems so small that the interpreter does them in a moment.
 
-Usage, with `pretended/` first on the path and FLASHTUNE_PRETENDED_GPU=1: python -m tests.campaign.rehearse WORKSPACE OUT MINUTES
+Usage, with `pretended/` first on the path and FLASHTUNE_PRETENDED_GPU=1: python -m tests.campaign.rehearse WORKSPACE OUT MINUTES [OPTION ...]
 
 Children that multiprocessing spawns import this file before they know whether Triton interprets in them, so it imports nothing of
 ours by itself.
@@ -65,6 +65,6 @@ if __name__ == "__main__":
 
     interpreting_pools()
     few_parts()
-    workspace, out, minutes = sys.argv[1:]
+    workspace, out, minutes, *more = sys.argv[1:]
     Path(out).mkdir(exist_ok=True)
-    sys.exit(main(["campaign", "--out", out, "--minutes", minutes, "--workspace", workspace, "--jobs", "2", "--json"]))
+    sys.exit(main(["campaign", "--out", out, "--minutes", minutes, "--workspace", workspace, "--jobs", "2", *more]))

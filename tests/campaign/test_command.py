@@ -455,3 +455,23 @@ def test_another_kernel_is_another_campaign_part_by_part(desk: Desk, monkeypatch
     document = desk.campaign()
     assert desk.children[-1].asked["device ask"] == 3 and not desk.children[-1].asked["device ceilings"]
     assert document["steps"]["truth"]["done"] == 2
+
+
+def test_a_slice_of_a_space_is_what_differs_from_the_default_in_one_group_at_a_time(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = (("num_warps", "no_such_tunable"), ("num_stages", "block_m"))
+    monkeypatch.setattr(campaign_plan, "SPACES", (("flash_fwd", SMALL, groups),))
+    desk.few("spaces/")
+    desk.campaign()
+    (path,) = (desk.out / "spaces").iterdir()
+    found = read_recorded(path)
+    names, default = list(found.header.params), dict(zip(found.header.params, found.header.default, strict=True))
+    rows = [dict(zip(names, line.config, strict=True)) for line in found.lines]
+    for row in rows:
+        stages = row["num_stages"] == default["num_stages"] and row["block_m"] == default["block_m"]
+        assert row["num_warps"] == default["num_warps"] or stages
+    assert found.header.complete and found.header.groups == groups
+    assert len(rows) == found.header.legal < found.header.of
+    assert any(row["num_warps"] != default["num_warps"] for row in rows)
+    assert any(row["num_stages"] != default["num_stages"] for row in rows)

@@ -39,7 +39,7 @@ def space(problem, device):
 def test_every_step_runs_with_real_children(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     for part in ("kernels", "search_spaces"):
         shutil.copytree(REPOSITORY / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for stem in ("flash_fwd", "flash_bwd"):
+    for stem in ("flash_fwd", "flash_bwd", "flash_decode"):
         path = tmp_path / "search_spaces" / f"{stem}.py"
         path.write_text(path.read_text() + FEWER)
     pretended = Path(__file__).parent / "pretended"
@@ -47,7 +47,7 @@ def test_every_step_runs_with_real_children(tmp_path: Path, tmp_path_factory: py
         "PYTHONPATH": f"{pretended}:{REPOSITORY}", "FLASHTUNE_PRETENDED_GPU": "1",
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }  # fmt: skip
-    command = [sys.executable, "-m", "tests.campaign.rehearse", str(tmp_path), str(tmp_path / "out"), "15"]
+    command = [sys.executable, "-m", "tests.campaign.rehearse", str(tmp_path), str(tmp_path / "out"), "15", "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=1000)
     assert ran.returncode == 0, ran.stderr[-3000:]
     document = json.loads(ran.stdout)
@@ -56,7 +56,7 @@ def test_every_step_runs_with_real_children(tmp_path: Path, tmp_path_factory: py
     assert not failed
     assert document["wrong"] == []
     questions = [entry.data for name, entry in parts.items() if "[normal]" in name]
-    assert len(questions) == 2
+    assert len(questions) == 3
     for question in questions:
         assert all(one["status"] == "right" and one["runs"] == 10 for one in question["candidates"])
         assert question["candidates"][0]["interpreter"] == "compared" and question["candidates"][0]["difference"] == 0
@@ -64,9 +64,9 @@ def test_every_step_runs_with_real_children(tmp_path: Path, tmp_path_factory: py
     space = read_recorded(path)
     assert space.header.complete and len(space.measured) == 2 and all(line.estimate_ms for line in space.lines)
     champions = [entry.data["champion"] for name, entry in parts.items() if name.startswith("champions/")]
-    assert len(champions) == 2 and all(one["certificate"]["proof"]["where"] == "device" for one in champions)
+    assert len(champions) == 3 and all(one["certificate"]["proof"]["where"] == "device" for one in champions)
     rivals = [entry.data["rivals"] for name, entry in parts.items() if name.startswith("beside/")]
     # PyTorch has two of its backends on a CPU; the others are said not to be there.
-    assert len(rivals) == 2 and all("ratio" in one["sdpa:math"] and "ratio" in one["sdpa:flash"] for one in rivals)
+    assert len(rivals) == 3 and all("ratio" in one["sdpa:math"] and "ratio" in one["sdpa:flash"] for one in rivals)
     assert all("RuntimeError" in one["sdpa:cudnn"]["not_measured"] for one in rivals)
     assert document["ended"] == "out of time"  # too few configs to judge an estimate by
