@@ -21,10 +21,12 @@ from harness.cases import COUNTEREXAMPLES, SCHEMA, Case, Counterexample, write_c
 from harness.champions import CHAMPION, Champion, champion_path, save_champions
 from harness.commands import Setting, journal_identity
 from harness.errors import MachineError, UsageError, did_you_mean
+from harness.files import write_whole
 from harness.lab import GpuLab
 from harness.lab_truth import Truth
 from harness.operation import supported
 from harness.problem import parse_problem
+from harness.recorded import read_recorded
 from harness.truth import Reply, ask, chosen_configs
 from harness.worker import Job, ProcessRunner
 from harness.workload import load_workloads
@@ -283,7 +285,7 @@ def _interpret(
 
 
 def _adopt(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
-    """Keep the champions and counterexamples of a campaign in this workspace, without a GPU."""
+    """Keep the champions, complete recorded spaces and counterexamples of a campaign in this workspace, without a GPU."""
     book = read_book(folder / FILE)
     champions: dict[str, list[Champion]] = {}
     written = []
@@ -301,6 +303,12 @@ def _adopt(folder: Path, workspace: Workspace, options: argparse.Namespace) -> i
         path = champion_path(workspace.results, book.device, stem, draft=options.draft)
         save_champions(path, several, device=book.device, arch=book.arch, kernel=stem)
         out.print(f"{report.plural(len(several), 'champion')} of {stem}: {path}")
+    for path in sorted((folder / "spaces").glob("*.jsonl*")):
+        if ".journal." not in path.name:
+            read_recorded(path)  # a damaged one is refused
+            kept = workspace.results / "spaces" / book.device / path.name
+            write_whole(kept, path.read_bytes())
+            out.print(f"recorded space: {kept}")
     out.print(f"{report.plural(len(written), 'counterexample')}" + "".join(f"\n  {path}" for path in written))
     return 0
 

@@ -113,7 +113,7 @@ def _add_campaign(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     campaign.add_argument("--answers", action="store_true", help="record the interpreter's answers; needs no GPU")
     campaign.add_argument("--target", metavar="T", help="with --answers: the device of the campaign (default: h200)")
     campaign.add_argument(
-        "--adopt", action="store_true", help="keep its champions and counterexamples in this workspace"
+        "--adopt", action="store_true", help="keep its champions, spaces and counterexamples in this workspace"
     )
     campaign.add_argument("--draft", action="store_true", help="with --adopt: champions as drafts that git ignores")
 

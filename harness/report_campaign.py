@@ -49,6 +49,10 @@ def _in_short(data: Mapping[str, Any]) -> str:
         return " ".join(f"{RIVAL_NAMES[name]} {_ratio(one)}" for name, one in data["rivals"].items())
     if "cases" in data:
         return f"{data['cases']} cases, {plural(len(data['counterexamples']), 'counterexample')}"
+    if "false_alarms" in data:
+        return f"called faster or slower {data['false_alarms']} of {data['of']} times"
+    if "correlation" in data:
+        return f"rank correlation {data['correlation']:.2f} over {data['configs']} configs"
     if "ceilings" in data:
         return ", ".join(f"{three_digits(one['rate'])} {one['what'].split()[-1]}" for one in data["ceilings"])
     return "done"

@@ -238,6 +238,19 @@ def test_champions_are_adopted_without_a_gpu(desk: Desk, monkeypatch: pytest.Mon
     assert path.read_bytes() == before
 
 
+def test_complete_spaces_are_adopted_and_a_damaged_one_is_refused(desk: Desk) -> None:
+    desk.few("spaces/")
+    desk.campaign()
+    (path,) = (desk.out / "spaces").iterdir()
+    (desk.out / "spaces" / "flash_fwd-other.journal.jsonl").write_text("{}")
+    code, out, _ = desk.run("--adopt")
+    kept = desk.root / "results/spaces/h200" / path.name
+    assert code == 0 and f"recorded space: {kept}" in out
+    assert list(kept.parent.iterdir()) == [kept] and kept.read_bytes() == path.read_bytes()
+    path.write_text("nothing")
+    assert desk.run("--adopt")[0] == 2
+
+
 def test_a_space_that_is_cut_goes_on_where_it_was(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.few("spaces/")
     tried = 0
