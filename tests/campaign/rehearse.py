@@ -1,6 +1,7 @@
 """A campaign with real children on a GPU that is pretended, on problems so small that the interpreter does them in a moment.
 
-Usage, with `pretended/` first on the path and FLASHTUNE_PRETENDED_GPU=1: python -m tests.campaign.rehearse WORKSPACE OUT MINUTES [OPTION ...]
+Usage, with `pretended/` first on the path and FLASHTUNE_PRETENDED_GPU=1:
+python -m tests.campaign.rehearse WORKSPACE OUT MINUTES [OPTION ...]
 
 Children that multiprocessing spawns import this file before they know whether Triton interprets in them, so it imports nothing of
 ours by itself.
