@@ -227,6 +227,9 @@ def _varied(
         problem = problem.replace(batch=min(problem.batch, 2), kv_heads=heads, q_heads=heads * min(problem.group, 2))
     if "packed" in chosen:
         problem = problem.replace(batch=1)
+        if draw(st.booleans()):
+            # Sequences end anywhere, also where all of them together fill their tiles.
+            problem = problem.replace(kv_len=-(-problem.kv_len // sides[-1]) * sides[-1])
         chosen = [name for name in chosen if name not in ("bias", "mask")]
     return problem.replace(**{name: draw(_VARIANTS[name](sides)) for name in chosen})
 
@@ -241,7 +244,7 @@ _VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
     "sinks": lambda sides: st.just(value=True),
     "dropout": lambda sides: st.sampled_from((0.5, 0.1, 0.9)),
     "prefix": lambda sides: st.just(value=True),
-    "chunk": lambda sides: _lengths(sides).map(lambda length: max(length, 1)),
+    "chunk": lambda sides: st.integers(1, sides[0]) | _lengths(sides).map(lambda length: max(length, 1)),
     "documents": lambda sides: st.just(value=True),
     "mask": lambda sides: st.sampled_from(_SOME),
     "packed": lambda sides: st.sampled_from((3, 1, 2, 5)),
@@ -259,7 +262,7 @@ _RECIPES = sorted(inputs.RECIPES, key=lambda name: name != "normal")
 _DTYPES: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
 _HEADS = (
     (1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (1, 2, 2), (1, 1, 3), (2, 2, 1), (1, 3, 1), (3, 1, 1), (2, 1, 2), (1, 2, 3),
-    (2, 2, 2), (1, 1, 4), (1, 1, 5), (1, 1, 8), (1, 3, 2), (3, 3, 1), (2, 3, 2), (1, 2, 4),
+    (2, 2, 2), (1, 1, 4), (1, 1, 5), (1, 1, 8), (1, 3, 2), (3, 3, 1), (2, 3, 2), (1, 2, 4), (1, 1, 3), (1, 1, 3),
 )  # fmt: skip
 
 
@@ -302,10 +305,14 @@ def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence
     """A small problem whose lengths and windows lie at and around the tiles' sides."""
     length = _lengths(sides)
     q_len = draw(length)
-    kv_len = draw(st.just(q_len) | length)
+    kv_len = draw(st.just(q_len) | length | length.map(lambda more: min(q_len + more, _LIMIT)))
+    if draw(st.sampled_from((False, False, True))):
+        q_len, kv_len = kv_len, q_len
     head_dim = draw(st.sampled_from(HEAD_DIMS))
-    bound = st.none() | length | st.integers(0, 9)
-    causal = draw(st.booleans())
+    # Without a band blocks are visible as a whole, with one few of them are.
+    banded = draw(st.sampled_from((False, True, True)))
+    bound = st.none() | length | st.integers(0, 9) if banded else st.none()
+    causal = banded and draw(st.booleans())
     steps = -(-q_len // min(sides)) * -(-kv_len // min(sides))
     batch, kv_heads, group = draw(
         st.sampled_from([heads for heads in _HEADS if math.prod(heads) * steps <= max(_MOST_STEPS, steps)])

@@ -16,12 +16,13 @@ import hypothesis
 import numpy as np
 import pydantic
 
-from harness import interpreter, suite
+from harness import suite
 from harness.cases import CASES, Case, case_strategy, foreign_strategy, kernel_subject, like
 from harness.errors import UsageError
 from harness.foreign import Foreign, load
 from harness.judges import Finding, applicable
 from harness.problem import Dtype, Pass
+from harness.quicken import quicken
 from harness.shrink import shrink
 from harness.space import Config
 from harness.subject import Subject
@@ -210,7 +211,7 @@ def _plain(case: Case) -> Any:
 
 def main() -> None:
     """Run the plan on standard input."""
-    interpreter.quicken()
+    quicken()
     # What kernels and compilers print must not mix with the events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

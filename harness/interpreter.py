@@ -5,7 +5,6 @@ to mend the interpreter's arithmetic.
 """
 
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -92,7 +91,7 @@ def observed(observer: Observer) -> Iterator[None]:
     `observer` is told and the kernel goes on.
     """
     builder, memory = _interpreter.InterpreterBuilder, _interpreter._interpreter
-    options = dataclasses.replace(_interpreter.interpreter_builder.options, debug=True)
+    options = dataclasses.replace(_interpreter.interpreter_builder.options, debug=True, sanitize_overflow=True)
     atomic = _Flag()
     with ExitStack() as restored:
         _replace(restored, _interpreter.interpreter_builder, "options", options)
@@ -218,64 +217,6 @@ _EXTREMES: Mapping[str, Callable[[_Range, _Range], tuple[int, ...]]] = {
     "sub": lambda one, two: (one[0] - two[1], one[1] - two[0]),
     "mul": lambda one, two: tuple(a * b for a in one for b in two),
 }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Speed
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def quicken() -> None:
-    """Spare the interpreter, for the rest of this process, to look through the whole language at every call of a device function.
-
-    It replaces the language's functions when a launch begins and, of what is replaced already, nothing once more at each call.
-    Does nothing where the installed Triton works in another way.
-    """
-    patch = getattr(_interpreter, "_patch_lang", None)
-    if patch is None or isinstance(patch, _Patched) or [*inspect.signature(patch).parameters] != ["fn"]:
-        return
-    _interpreter._patch_lang = _Patched(patch)
-
-
-class _Patched:
-    """Replaces the language once a launch: a call within it whose modules are replaced already returns at once."""
-
-    def __init__(self, patch: Callable[[Any], Any]) -> None:
-        self._patch = patch
-        self._modules: dict[Any, frozenset[int]] = {}
-        self._replaced: set[int] | None = None
-
-    def __call__(self, function: Any) -> Any:
-        if function not in self._modules:
-            visible = function.__globals__.values()
-            self._modules[function] = frozenset(id(one) for one in visible if one is tl or one is tl.core)
-        modules = self._modules[function]
-        if self._replaced is None:
-            self._replaced = set(modules)
-            return _Scope(self._patch(function), self)
-        if not modules <= self._replaced:
-            # A library function's own module: what is replaced for it stays so, as the interpreter leaves it.
-            self._patch(function)
-            self._replaced |= modules
-        return self
-
-    def restore(self) -> None:
-        """Nothing: a call within a launch leaves what it replaced to the launch."""
-
-    def end(self) -> None:
-        self._replaced = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Scope:
-    """What a launch restores at its end."""
-
-    scope: Any
-    patched: _Patched
-
-    def restore(self) -> None:
-        self.patched.end()
-        self.scope.restore()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

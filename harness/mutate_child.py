@@ -18,10 +18,11 @@ from typing import IO, Any
 
 import torch
 
-from harness import interpreter, suite
+from harness import suite
 from harness.cases import kernel_subject
 from harness.mutate import SUITE, TASKS, TRIALS, How, Task, Trial
 from harness.mutate_judges import EVERY
+from harness.quicken import quicken
 from harness.worker import describe_exit
 
 _TAIL = 4000
@@ -106,7 +107,7 @@ def _last_line(log: IO[bytes]) -> str:
 def main() -> None:
     """Answer tasks until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    interpreter.quicken()
+    quicken()
     torch.set_num_threads(1)
     # What kernels and compilers print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

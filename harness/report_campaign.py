@@ -274,7 +274,7 @@ def _judging_lines(book: Book) -> Iterator[str]:
             f"    estimate: rank correlation {data['correlation']:.2f} over {data['configs']} configs; "
             f"slower than the best: {regrets}"
         )
-        replayed = [one for one in data.get("search", {}).get("replayed", ()) if one is not None]
+        replayed = [one for one in data.get("search", {}).get("regrets", ()) if one is not None]
         if replayed:
             yield (
                 f"    search, replayed: {100 * median(replayed):.1f} % slower than the best after {data['search']['trials']} "

@@ -251,7 +251,7 @@ def _settle(environment: dict[str, str], memory_bytes: int, logs: Path) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if environment["TRITON_INTERPRET"] == "1":
-        from harness.interpreter import quicken
+        from harness.quicken import quicken
 
         quicken()
 

@@ -42,6 +42,7 @@ LAYERS = (
         "search",
         "store",
         "interpreter",
+        "quicken",
         "shadow",
         "recorded",
         "judging",

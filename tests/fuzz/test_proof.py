@@ -16,15 +16,15 @@ ROOT = Path(__file__).parents[2]
 PROVE = """
 import json, sys
 from pathlib import Path
-from harness import interpreter
 from harness.outcome import OUTCOMES
 from harness.problem import parse_problem
 from harness.proof import prove
+from harness.quicken import quicken
 from harness.verify import gate
 from harness.workspace import Workspace
 root, stem, problem, config = sys.argv[1:]
 kernel = Workspace(Path(root)).load_kernel(stem)
-interpreter.quicken()
+quicken()
 asked, config = parse_problem(problem), json.loads(config)
 proof = prove(kernel, stem, asked, config, seed=0)
 verdict = gate(kernel, asked, config, seed=0, where="interpreter")

@@ -14,6 +14,7 @@ import torch
 
 from harness import verify
 from harness.problem import parse_problem
+from harness.quicken import quicken
 
 FORWARD_CONFIGS = (
     {"block_m": 32, "block_n": 32, "loops": "split", "head_order": "outer"},
@@ -157,6 +158,7 @@ def judge(mutant: Mutant, package: str) -> list[dict[str, str]]:
 
 
 def main(kernels: str, scratch: str, *names: str) -> None:
+    quicken()
     torch.set_num_threads(1)
     sys.path.insert(0, scratch)
     for mutant in MUTANTS:

@@ -77,6 +77,13 @@ def test_more_planted_bugs_are_caught_in_every_candidate(slow_verdicts, mutant):
     assert_caught(mutant, slow_verdicts[mutant.name])
 
 
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_anchor_is_where_it_was(mutant):
+    """Also those that only the long tests plant."""
+    if mutant.times:
+        assert (ROOT / "kernels" / mutant.file).read_text().count(mutant.anchor) == mutant.times
+
+
 def test_an_anchor_that_is_gone_fails_loudly(tmp_path):
     kernels, scratch = tmp_path / "kernels", tmp_path / "scratch"
     kernels.mkdir()

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from harness import bounds, inputs, oracle
 from harness.inputs import Placement
 from harness.problem import Problem
+from harness.quicken import quicken
 from kernels import flash_bwd, flash_fwd, primitives
 from tests.kernels.cases import BACKWARD, FORWARD, ask, check
+
+quicken()
 
 MASKS = ("", "causal", "causal top-left", "window=3:5")
 

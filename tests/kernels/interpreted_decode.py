@@ -5,15 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import bounds, inputs, interpreter, oracle
+from harness import bounds, inputs, oracle
 from harness.inputs import Placement
 from harness.problem import Problem
+from harness.quicken import quicken
 from kernels import flash_decode, primitives
 from tests.kernels.cases import DECODE, Answer, check
 from tests.kernels.cases import ask as ask_any
 from tests.kernels.interpreted_forward import PLACEMENTS, _sparse, problems
 
-interpreter.quicken()
+quicken()
 
 MASKS = ("", "causal", "causal top-left", "window=3:5")
 

@@ -13,8 +13,11 @@ from harness import bounds, compare
 from harness.bounds import contract_for
 from harness.inputs import DTYPES
 from harness.problem import Problem
+from harness.quicken import quicken
 from kernels import primitives
 from kernels.merge import merge, merge_launch
+
+quicken()
 
 
 def parts(

@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from harness import oracle
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem, parse_problem
+from harness.quicken import quicken
 from harness.subject import workspaces_of
 from kernels import flash_decode, primitives
 from kernels.launch import Launch
 from tests.kernels.cases import BACKWARD, DECODE, FORWARD, KERNELS
+
+quicken()
 
 
 def launches(problem: Problem, config: Mapping[str, Any], kernel: ModuleType | None = None) -> dict[str, Launch]:

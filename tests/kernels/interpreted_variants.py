@@ -6,8 +6,11 @@ import torch
 from harness import inputs, oracle
 from harness.inputs import Placement
 from harness.problem import parse_problem
+from harness.quicken import quicken
 from kernels import flash_bwd, flash_fwd
 from tests.kernels.cases import ask, check
+
+quicken()
 
 VARIANTS = (
     "softcap=1.5", "alibi", "bias=bhqk", "bias=hk", "sinks", "dropout=0.3", "prefix causal", "chunk=20", "documents", "mask=bk",

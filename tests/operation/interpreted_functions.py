@@ -11,15 +11,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import grad, gradcheck
 
 from examples import dilated_window, judging, relative_bias, tanh_softcap
-from harness import inputs, interpreter
+from harness import inputs
 from harness.problem import parse_problem
+from harness.quicken import quicken
 from kernels import functions
 from kernels.attention import Question, attention
 from kernels.functions import register_functions
 from kernels.operators import SLOTS, VARIANTS
 from tests.operation.questions import check, small
 
-interpreter.quicken()
+quicken()
 
 
 @triton.jit

@@ -9,15 +9,16 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, grad, gradcheck
 
-from harness import inputs, interpreter
+from harness import inputs
 from harness.inputs import Placement
 from harness.problem import parse_problem
+from harness.quicken import quicken
 from kernels import flash_bwd, flash_fwd, operators
 from kernels.attention import Question, attention, config_text
 from tests.kernels.cases import BACKWARD, FORWARD
 from tests.operation.questions import check, drawn, small
 
-interpreter.quicken()
+quicken()
 
 FORWARD_OP = torch.ops.flashtune.attention_fwd.default
 BACKWARD_OP = torch.ops.flashtune.attention_bwd.default

@@ -10,16 +10,17 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import grad, gradcheck
 
-from harness import inputs, interpreter, oracle, problem
+from harness import inputs, oracle, problem
 from harness.operation import supported
 from harness.problem import parse_problem
+from harness.quicken import quicken
 from kernels import flash_bwd, flash_fwd, functions
 from kernels.attention import Question, attention
 from kernels.operators import VARIANTS
 from tests.kernels.cases import FORWARD
 from tests.operation.questions import check, drawn, small
 
-interpreter.quicken()
+quicken()
 
 ALONE = (
     "softcap=1.5 fp16", "softcap=0.5 causal fp32", "alibi causal bf16", "alibi top-left window=4:6 fp32", "bias=bhqk bf16",

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from problems import config_of, random_problem  # noqa: E402
 
 from harness.properties import PROPERTIES, agreement  # noqa: E402
+from harness.quicken import quicken  # noqa: E402
 from harness.subject import KernelSubject  # noqa: E402
 
 
@@ -68,5 +69,6 @@ def correct(seed: int, count: int, share: float, double: bool) -> None:
 
 
 if __name__ == "__main__":
+    quicken()
     torch.set_num_threads(1)
     correct(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), "double" in sys.argv)

@@ -19,6 +19,7 @@ from harness import inputs
 from harness.inputs import DTYPES, Guarded, Placement, placement_for
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem, parse_problem
+from harness.quicken import quicken
 from harness.shadow import shadow
 from harness.subject import workspaces_of
 
@@ -239,6 +240,7 @@ def say(**line: Any) -> None:
 
 
 def main(mode: str, *arguments: str) -> None:
+    quicken()
     torch.set_num_threads(1)
     {"clean": clean, "planted": planted}[mode](*arguments)
 

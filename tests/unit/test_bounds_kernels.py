@@ -32,7 +32,10 @@ def worst_ratios(count: int) -> dict[str, float]:
     sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
     problems = importlib.import_module("test_bounds_emulated")
     from harness import bounds, compare, inputs, oracle
+    from harness.quicken import quicken
     from harness.subject import KernelSubject
+
+    quicken()
 
     found: dict[str, float] = defaultdict(float)
     for dtype in ("fp16", "bf16", "fp32"):
