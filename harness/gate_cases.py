@@ -54,6 +54,8 @@ _ODD: Mapping[str, tuple[tuple[int, ...], int]] = {
     "kv_documents": ((1, 0), 1),
     "q_starts": ((0,), 0),
     "kv_starts": ((0,), 0),
+    "block_table": ((1, 0), 3),
+    "kv_lengths": ((0,), 0),
 }
 # Triton compiles other code for strides that 16 does not divide, and descriptors need rows of whole 16 bytes.
 _ALIGNED = 16
@@ -119,7 +121,7 @@ def gate_cases(problem: Problem, config: Mapping[str, Value], *, unit: bool = Fa
     - *like*: lengths and windows that the tiles divide just when they divide the real ones, with tiles inside the mask, and
       with two blocks in some parts where keys are divided; the only one whose tensors lie as the real ones do;
     - *ragged*: more queries than keys, so some see nothing in a causal problem, and all heads of a group. Forward, the
-      output counts the keys that were seen, which is exact;
+      output counts the keys that were seen, which is exact; two sequences where keys are paged, as lengths then differ;
     - *ragged* again, with ordinary values, and windows one key narrower: a kernel that remembers a call is wrong here;
     - *short*: fewer queries than keys, and lengths at which a bound hides a single key; two batches, and two key/value heads
       if there is more than one. Forward, all scores lie far below 0.
@@ -143,7 +145,7 @@ def _ragged(problem: Problem, blocks: Blocks) -> Problem:
     span = blocks.span
     length = (span + blocks.least) // 2 + 5
     return problem.replace(
-        batch=1,
+        batch=1 if problem.paged is None else 2,
         kv_heads=1,
         q_heads=_group(problem, 4),
         q_len=length + 11,

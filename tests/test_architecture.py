@@ -13,6 +13,7 @@ LAYERS = (
     (
         "space",
         "device",
+        "paging",
         "inputs",
         "oracle",
         "loops",

@@ -1,5 +1,6 @@
 """The questions, and what becomes of a candidate that is asked one: on an emulated kernel, which is right or made wrong."""
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from harness import truth
 from harness.answers import Answers
 from harness.cases import Case
 from harness.errors import RefusedError, UsageError
+from harness.operation import operation_for, shapes
 from harness.problem import PASSES, Problem, parse_problem
 from harness.space import Config, Param, Space
 from tests.gate.emulated_flash import Emulated
@@ -41,6 +43,17 @@ def test_the_questions_cover_every_variant_dtype_mask_and_head_dim_in_both_passe
             lambda p: p.q_len > p.kv_len, lambda p: p.softmax_scale < 0, lambda p: p.v_head_dim != p.head_dim,
         ]  # fmt: skip
         assert all(any(kind(one) for one in asked) for kind in kinds)
+
+
+def test_recorded_answers_of_two_forward_kernels_and_a_backward_one_can_be_carried() -> None:
+    total = 0
+    for pass_ in ("fwd", "fwd", "bwd"):
+        for text, _ in truth.questions(pass_):
+            problem = parse_problem(text)
+            made = (shapes(problem)[name] for name in operation_for(problem).outputs)
+            total += sum(math.prod(shape) * (4 if dtype == "fp32" else 2) for shape, dtype in made)
+    # Half of random bits do not compress; files of a campaign stay below 16 MiB.
+    assert total < 17 << 20
 
 
 def test_configs_are_the_default_and_others_far_from_it_and_always_the_same() -> None:
