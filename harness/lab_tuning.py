@@ -16,6 +16,7 @@ from harness import judging, recorded
 from harness.ahead import Ahead, InOrder
 from harness.bench import Bench, short, slug
 from harness.campaign import Given
+from harness.cases import SCHEMA
 from harness.champions import CHAMPION, Champion
 from harness.commands import champions_of, keep_champions, package_version
 from harness.errors import MachineError, OutOfTimeError
@@ -103,7 +104,9 @@ class Tuning:
         data = _progress(space, default, records)
         if settled is None:
             return Given(status="partial", reason=f"{data['tried']} of {budget.trials} trials", data=data)
-        return Given(status="done", data=data | self._champion(stem, settled))
+        return Given(
+            status="done", data=data | self._champion(stem, settled) | {"counterexamples": _not_proved(records)}
+        )
 
     def _search(self, events: Iterator[Tried | Settled], total: int) -> Settled | None:
         """The end of a search, or None if the time ended before."""
@@ -223,6 +226,18 @@ class Tuning:
                 self.bench.spaces_path(stem, problem).unlink(missing_ok=True)
             if what["do"] == "champion":
                 self.bench.tuning_path(stem, problem).unlink(missing_ok=True)
+
+
+def _not_proved(records: Sequence[Record]) -> list[Any]:
+    """The cases in which finalists were wrong, as files of a corpus have them."""
+    found_with = {name: str(package_version(name)) for name in ("triton", "torch", "numpy")}
+    found = []
+    for proof in (one.proof for one in records if one.role == "proof"):
+        if proof is not None and proof.counterexample is not None:
+            judge, _, detail = proof.detail.partition(": ")
+            case = {"case": proof.counterexample, "judge": judge, "detail": detail}
+            found.append({"schema": SCHEMA, "found_with": found_with} | case)
+    return found
 
 
 def _model() -> str:

@@ -238,6 +238,23 @@ def test_champions_are_adopted_without_a_gpu(desk: Desk, monkeypatch: pytest.Mon
     assert path.read_bytes() == before
 
 
+def test_a_finalist_that_is_not_proved_is_a_finding_with_its_case(desk: Desk) -> None:
+    from tests.fake_runner import passing_proof
+
+    desk.few("champions/flash_fwd/b4 h16 s4096 d128 bf16 causal")
+    case = json.loads(next((REPOSITORY / "results/corpus/flash_fwd").glob("*.json")).read_text())["case"]
+    wrong = dataclasses.replace(
+        passing_proof("device"), status="wrong", detail="bound: out is off", counterexample=case
+    )  # fmt: skip
+    desk.scripts = {"prove": lambda problem, config: wrong}
+    document = desk.campaign(code=1)
+    assert f"bound: out is off (`{case['problem']}`)" in document["wrong"][0]
+    (part,) = desk.parts().values()
+    assert part.data["champion"] is None and part.data["why"] == "no candidate passed its gate and its proof"
+    assert "counterexample" in desk.run("--adopt")[1]
+    assert list((desk.root / "results/corpus/flash_fwd").glob("*.json"))
+
+
 def test_complete_spaces_are_adopted_and_a_damaged_one_is_refused(desk: Desk) -> None:
     desk.few("spaces/")
     desk.campaign()
