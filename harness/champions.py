@@ -100,6 +100,7 @@ class ChampionFile:
     champions: tuple[Champion, ...]
 
 
+CHAMPION: TypeAdapter[Champion] = TypeAdapter(Champion)
 CHAMPION_FILES: TypeAdapter[ChampionFile] = TypeAdapter(ChampionFile)
 
 

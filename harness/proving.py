@@ -112,7 +112,9 @@ def _sanitizer(tool: str | None) -> str:
 
 
 def _corpus_folder(options: argparse.Namespace, plan: Plan) -> Path:
-    """In the workspace, or in the current folder where a foreign implementation has none around it."""
+    """Where it was asked for, in the workspace, or in the current folder where a foreign implementation has none around it."""
+    if options.corpus:
+        return Path(options.corpus)
     if plan.root is not None:
         return plan.root / "results" / "corpus" / plan.kernel
     try:
