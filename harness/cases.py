@@ -122,11 +122,8 @@ def kernel_subject(kernel: Kernel, case: Case, *, device: str = "cpu") -> Kernel
 
 def structured(case: Case) -> bool:
     """Whether roundings may add up, so that only the worst-case bound holds."""
-    return (
-        inputs.recipe_for(case.recipe).structured
-        or bool(case.patches)
-        or any(lie.expanded for lie in case.lies.values())
-    )
+    shared = any(lie.expanded for lie in case.lies.values())
+    return inputs.recipe_for(case.recipe).structured or bool(case.patches) or shared
 
 
 def _placed(case: Case, name: str, values: Tensor) -> Tensor:
@@ -219,9 +216,10 @@ def _varied(
 ) -> Problem:
     problem = draw(plain)
     chosen = draw(st.lists(st.sampled_from(variants), min_size=1, max_size=_MOST_VARIANTS, unique=True))
-    if "bias" in chosen and "softcap" in variants and "softcap" not in chosen and draw(st.booleans()):
-        # A bias is added behind the softcap, which neither shows alone.
-        chosen.append("softcap")
+    # A bias is added behind the softcap; rows that a mask leaves empty have a weight only with a sink.
+    for one, several in (("softcap", {"bias"}), ("sinks", {"chunk", "documents", "mask"})):
+        if one in variants and one not in chosen and several.intersection(chosen) and draw(st.booleans()):
+            chosen.append(one)
     if "dropout" in chosen:
         # Random numbers take as long in the interpreter as all the rest.
         heads = min(problem.kv_heads, 2)
@@ -317,7 +315,8 @@ def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence
     head_dim = draw(st.sampled_from(HEAD_DIMS))
     # Without a band blocks are visible as a whole, with one few of them are.
     banded = draw(st.sampled_from((False, True, True)))
-    bound = st.none() | length | st.integers(0, 9) if banded else st.none()
+    wide = st.integers(2 * sides[0] - 1, 3 * sides[0])  # Whole blocks lie between the edges of such a window.
+    bound = st.none() | length | st.integers(0, 9) | wide if banded else st.none()
     causal = banded and draw(st.booleans())
     steps = -(-q_len // min(sides)) * -(-kv_len // min(sides))
     batch, kv_heads, group = draw(
@@ -374,7 +373,8 @@ def like(wanted: Problem) -> Shape:
 def _lengths(sides: Sequence[int]) -> st.SearchStrategy[int]:
     near = sorted({side * times + step for side in sides for times in (1, 2) for step in (-1, 0, 1)} | {0, 1, 2, 3})
     # Nothing at all is drawn now and then; more often it would displace what has elements.
-    return st.sampled_from([length for length in near if 0 < length <= _LIMIT] + [0]) | st.integers(1, max(sides) + 8)
+    anywhere = st.integers(1, max(sides[-1], 4 * sides[0]) + 8)
+    return st.sampled_from([length for length in near if 0 < length <= _LIMIT] + [0]) | anywhere
 
 
 @st.composite

@@ -91,7 +91,7 @@ def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     mutants.add_argument("kernel", metavar="KERNEL")
     mutants.add_argument("--only", metavar="WORD", action="append", help="mutants with this in their name; repeatable")
     mutants.add_argument(
-        "--cases", metavar="N", type=_positive, default=480, help="at most so many each (default: 480)"
+        "--cases", metavar="N", type=_positive, default=640, help="at most so many each (default: 640)"
     )
     mutants.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
     mutants.add_argument("--jobs", metavar="N", type=_positive, default=2, help="mutants at a time (default: 2)")
