@@ -373,7 +373,7 @@ def like(wanted: Problem) -> Shape:
 def _lengths(sides: Sequence[int]) -> st.SearchStrategy[int]:
     near = sorted({side * times + step for side in sides for times in (1, 2) for step in (-1, 0, 1)} | {0, 1, 2, 3})
     # Nothing at all is drawn now and then; more often it would displace what has elements.
-    anywhere = st.integers(1, max(sides[-1], 4 * sides[0]) + 8)
+    anywhere = st.integers(1, min(max(sides[-1], 4 * sides[0]) + 8, _LIMIT))
     return st.sampled_from([length for length in near if 0 < length <= _LIMIT] + [0]) | anywhere
 
 

@@ -27,6 +27,7 @@ from harness.subject import Kernel, KernelSubject, Run, Subject
 # The cost of a proof is that of a few gates; `flashtune fuzz` asks thousands.
 CASES_PER_FINALIST = 12
 JUDGES_PER_CASE = 4
+FAR = "far"
 
 
 def prove(
@@ -76,9 +77,15 @@ def _cases(stem: str, problem: Problem, config: Mapping[str, Value], seed: int) 
 def _questions(
     subjects: Sequence[Subject], cases: Sequence[Case], oracles: Mapping[str, int]
 ) -> Iterator[tuple[int, str]]:
-    """Cases by position and who is asked about them; at last the judges that have compared nothing so far."""
+    """Cases by position and who is asked about them; at last the judges that have compared nothing so far.
+
+    What is far apart in memory differs from case to case, so that judge is asked about each.
+    """
     for position, (subject, case) in enumerate(zip(subjects, cases, strict=True)):
-        for name in suite.judges_for(subject, case, JUDGES_PER_CASE):
+        names = suite.judges_for(subject, case, JUDGES_PER_CASE)
+        if FAR not in names and FAR in applicable(subject, case):
+            names.append(FAR)
+        for name in names:
             yield position, name
     for name in JUDGES:
         for position, (subject, case) in enumerate(zip(subjects, cases, strict=True)):
