@@ -18,6 +18,7 @@ from harness import suite
 from harness.cases import CASES, Case, case_strategy, kernel_subject, like
 from harness.compile import compiling_for
 from harness.device import DeviceFacts
+from harness.errors import HarnessError
 from harness.judges import JUDGES, applicable
 from harness.outcome import Proof
 from harness.problem import Problem
@@ -106,7 +107,7 @@ def compile_case(
     """Leave in Triton's cache what the proof launches on a device for one of its cases; `asked` is its position, and the device.
 
     The judges are asked as they will be, of a kernel that compiles its launches and runs none; what they say is not heard.
-    Whatever goes wrong here goes wrong there again.
+    Whatever goes wrong here goes wrong there again; what is no error of ours ends this case, as an outcome of the child.
     """
     position, device = asked
     case = _cases(stem, problem, config, seed)[position]
@@ -114,7 +115,7 @@ def compile_case(
     dry = _Dry(kernel=_Compiling(kernel), config=subject.config, device="cuda", outputs=subject.outputs)
     with compiling_for(device):
         for name in suite.judges_for(dry, case, JUDGES_PER_CASE):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(HarnessError):
                 suite.ask(dry, case, name)
 
 
