@@ -62,11 +62,25 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--out", metavar="DIR", help="with --campaign: the folder that it would write to")
 
     show = _verb(verbs, "show", "champions; with --failed the failures of the journals by reason")
-    show.add_argument("kernel", metavar="KERNEL", nargs="?")
+    show.add_argument("what", metavar="KERNEL|FILE", nargs="?", help="a kernel of this workspace, or a champion file")
     show.add_argument("--target", metavar="T", help="champions of this device only")
     show.add_argument("--failed", action="store_true", help="failures by reason instead of champions")
     show.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
+    _add_keepers(verbs)
     return parser
+
+
+def _add_keepers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    validate = _verb(verbs, "validate", "whether files are champion files; exit 1 when one is not")
+    validate.add_argument("files", metavar="FILE", nargs="+")
+
+    diff = _verb(verbs, "diff", "what two champion files do not share; exit 1 when there is anything")
+    diff.add_argument("old", metavar="OLD")
+    diff.add_argument("new", metavar="NEW")
+
+    merge = _verb(verbs, "merge", "the champions of several files of one device and environment in one file")
+    merge.add_argument("files", metavar="FILE", nargs="+")
+    merge.add_argument("--out", metavar="FILE", required=True, help="where they are kept; what is there stays in it")
 
 
 def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
@@ -195,11 +209,19 @@ def _dispatch(options: argparse.Namespace) -> int:
         return int(provers[options.verb](options))
     if options.verb == "campaign":
         return int(_load("campaigning").run_campaign(options))
+    if options.verb in ("show", "validate", "diff", "merge"):
+        showing = _load("showing")
+        keepers = {
+            "show": showing.run_show,
+            "validate": showing.run_validate,
+            "diff": showing.run_diff,
+            "merge": showing.run_merge,
+        }
+        return int(keepers[options.verb](options))
     verbs = {
         "tune": commands.run_tune,
         "space": commands.run_space,
         "doctor": commands.run_doctor,
-        "show": commands.run_show,
     }
     return int(verbs[options.verb](options))
 

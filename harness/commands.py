@@ -18,22 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from harness import documents, report, report_show
-from harness.champions import (
-    Champion,
-    Environment,
-    KillRate,
-    champion_of,
-    champion_path,
-    read_champions,
-    save_champions,
-)
+from harness.champions import ChampionFile, KillRate
+from harness.crown import Origin, champion_of, toolchain_of
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
+from harness.keeping import save_champions
 from harness.outcome import Mode
 from harness.problem import Problem, parse_problem
 from harness.search import check_strategy, make_strategy, open_study
 from harness.space import Space
-from harness.store import Journal, open_journal, read_journal
+from harness.store import Journal, open_journal
 from harness.tune import Budget, Settled, Task, Tried, tune
 from harness.worker import Job, ProcessRunner, Runner
 from harness.workload import find_workload, problems_for
@@ -84,7 +78,9 @@ def run_tune(options: argparse.Namespace) -> int:
             "tune", documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path)
         )
     else:
-        summary = report.summary_lines(settled, _shown(journal.path), _shown(saved) if saved else None, setting.mode)
+        summary = report.summary_lines(
+            settled, shown_path(journal.path), shown_path(saved) if saved else None, setting.mode
+        )
         report.open_console(sys.stdout).print(summary, end="")
     return 0
 
@@ -179,31 +175,6 @@ def run_doctor(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_show(options: argparse.Namespace) -> int:
-    """`flashtune show`: champions, or with `--failed` the failures of the journals by reason."""
-    workspace = find_workspace(options.workspace)
-    kernels = [workspace.check_stem(options.kernel)] if options.kernel else workspace.stems
-    if options.failed:
-        records = [record for path in _journals(options, workspace, kernels) for record in read_journal(path)[1]]
-        document = documents.ShowDocument(failures=report.failures(records))
-    else:
-        wanted = find_target(options.target).name if options.target else None
-        found = [(path, read_champions(path)) for path in sorted((workspace.results / "best").glob("*/*.json"))]
-        document = documents.ShowDocument(
-            champions=tuple(
-                (_shown(path), champions)
-                for path, champions in found
-                if champions.kernel in kernels and wanted in (None, champions.device)
-            )
-        )
-    if options.json:
-        print_document("show", document)
-    else:
-        for line in report_show.show_lines(document, failed=options.failed):
-            report.open_console(sys.stdout).print(line)
-    return 0
-
-
 def parse_budget(text: str) -> Budget:
     """`24` is trials per problem, `90s`, `10m`, `1h` is time per problem. Raises `UsageError`."""
     match = re.fullmatch(r"([1-9]\d*)([smh]?)", text)
@@ -225,7 +196,7 @@ def parse_seconds(text: str) -> float:
 
 def print_document(name: str, document: Any) -> None:
     """Print one of `harness.documents` on stdout."""
-    print(documents.DOCUMENTS[name].dump_json(document, indent=1).decode())
+    print(documents.DOCUMENTS[name].dump_json(document, indent=1, by_alias=True).decode())
 
 
 def _problems(options: argparse.Namespace, workspace: Workspace, pass_: Any) -> list[Problem]:
@@ -297,7 +268,7 @@ def _process_runner(job: Job, jobs: int) -> Runner:
     return ProcessRunner(job=job, jobs=jobs, cache=triton_cache())
 
 
-def _runs(options: argparse.Namespace, workspace: Workspace) -> Path:
+def runs_folder(options: argparse.Namespace, workspace: Workspace) -> Path:
     return Path(options.runs) if options.runs else workspace.results / "runs"
 
 
@@ -306,7 +277,7 @@ def _open_run(options: argparse.Namespace, workspace: Workspace, setting: Settin
     identity = {**journal_identity(options.kernel, workspace, setting, options.seed), "driver": setting.driver}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{options.kernel}-{setting.device.name}-{setting.mode}-{digest}.jsonl"
-    journal = open_journal(_runs(options, workspace) / name, identity)
+    journal = open_journal(runs_folder(options, workspace) / name, identity)
     # The study is rebuilt from the journal, whose lock is ours; a log that was cut in the middle of a line is of no use.
     journal.path.with_suffix(".optuna.log").unlink(missing_ok=True)
     return journal
@@ -327,10 +298,6 @@ def journal_identity(kernel: str, workspace: Workspace, setting: Setting, seed: 
     }
 
 
-def _journals(options: argparse.Namespace, workspace: Workspace, kernels: Sequence[str]) -> list[Path]:
-    return sorted(path for name in kernels for path in _runs(options, workspace).glob(f"{name}-*.jsonl"))
-
-
 def package_version(package: str) -> str | None:
     """The installed version of a package, without importing it."""
     try:
@@ -341,21 +308,21 @@ def package_version(package: str) -> str | None:
 
 def champions_of(
     settled: Sequence[Settled], workspace: Workspace, setting: Setting, kernel: str
-) -> tuple[Champion, ...]:
-    """The champions of settled problems as they are stored, each with its certificate."""
+) -> ChampionFile | None:
+    """The champions of settled problems as they are stored, each with its certificate; None if there are none."""
     digest = workspace.kernel_digest(kernel)
 
     def kill_rate(suite: str) -> KillRate | None:
         return documents.kill_rate(workspace.results, kernel, suite=suite, kernel_digest=digest)
 
-    def environment(one: Settled) -> Environment:
-        return Environment(
-            toolchain=f"triton {package_version('triton')}", torch=package_version("torch"), driver=setting.driver,
-            kernel_digest=digest, space_digest=one.space.fingerprint,
-        )  # fmt: skip
-
-    found = (champion_of(one, setting.mode, environment(one), kill_rate) for one in settled)
-    return tuple(champion for champion in found if champion is not None)
+    origin = Origin(
+        device=setting.device, kernel=kernel, family=workspace.kernel_family(kernel), pass_=workspace.kernel_pass(kernel),
+        kernel_digest=digest, triton=package_version("triton"), torch=package_version("torch"), driver=setting.driver,
+        kill_rate=kill_rate,
+    )  # fmt: skip
+    found = tuple(one for one in (champion_of(each, setting.mode, origin) for each in settled) if one is not None)
+    toolchain = next((each for each in map(toolchain_of, settled) if each is not None), None)
+    return origin.file(found, toolchain) if found else None
 
 
 def keep_champions(
@@ -363,11 +330,9 @@ def keep_champions(
 ) -> Path | None:
     """Keep the champions: measured ones where they are reviewed and committed, all others as drafts."""
     fresh = champions_of(settled, workspace, setting, kernel)
-    if not fresh:
+    if fresh is None:
         return None
-    path = champion_path(workspace.results, setting.device.name, kernel, draft=draft or setting.mode != "measured")
-    save_champions(path, fresh, device=setting.device.name, arch=setting.device.arch, kernel=kernel)
-    return path
+    return save_champions(workspace.results, fresh, draft=draft or setting.mode != "measured")
 
 
 def _workspace_or_none(given: str | None) -> Workspace | None:
@@ -381,7 +346,7 @@ def _workspace_or_none(given: str | None) -> Workspace | None:
         return None
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """A path as the reader would type it: relative where that is shorter."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

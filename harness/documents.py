@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from harness.champions import ChampionFile, KillRate
+from harness import champion_documents
+from harness.champion_documents import ShownDocument
+from harness.champions import KillRate, champion_schema
 from harness.compare import Verdict
 from harness.device import DeviceFacts
 from harness.errors import WorkspaceError
@@ -122,7 +124,7 @@ class DoctorDocument:
 class ShowDocument:
     """What `flashtune show --json` prints: champion files with their paths, or with `--failed` failures by reason."""
 
-    champions: tuple[tuple[str, ChampionFile], ...] = ()
+    champions: tuple[ShownDocument, ...] = ()
     failures: tuple[FailureDocument, ...] = ()
 
 
@@ -238,6 +240,12 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "mutants": TypeAdapter(MutantsDocument),
     "campaign": TypeAdapter(CampaignDocument),
     "readiness": TypeAdapter(Readiness),
+    "validate": TypeAdapter(champion_documents.ValidateDocument),
+    "diff": TypeAdapter(champion_documents.DiffDocument),
+    "merge": TypeAdapter(champion_documents.FileDocument),
+    "verify": TypeAdapter(champion_documents.VerifyDocument),
+    "lookup": TypeAdapter(champion_documents.LookupDocument),
+    "table": TypeAdapter(champion_documents.TableDocument),
 }
 
 
@@ -303,6 +311,7 @@ def write_schemas(folder: Path) -> None:
     """Write every schema to `folder`, as the files in the repository are."""
     for name in DOCUMENTS:
         (folder / f"{name}.json").write_text(json.dumps(json_schema(name), indent=2) + "\n", encoding="utf-8")
+    (folder / "champions.json").write_text(json.dumps(champion_schema(), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,10 @@ class WorkspaceError(MachineError):
     """The workspace is missing, incomplete, or shadowed by another package of the same name."""
 
 
+class ChampionError(WorkspaceError):
+    """A champion file cannot be used: damaged, of another version, of another device, or not one at all."""
+
+
 class JournalError(MachineError):
     """A journal cannot be used: not ours, of another device, damaged before its last line, or in use."""
 

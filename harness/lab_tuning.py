@@ -17,7 +17,6 @@ from harness.ahead import Ahead, InOrder
 from harness.bench import Bench, short, slug
 from harness.campaign import Given
 from harness.cases import SCHEMA
-from harness.champions import CHAMPION, Champion
 from harness.commands import champions_of, keep_champions, package_version
 from harness.errors import MachineError, OutOfTimeError
 from harness.estimates import estimate_all
@@ -125,14 +124,15 @@ class Tuning:
     def _champion(self, stem: str, settled: Settled) -> dict[str, Any]:
         """The champion as JSON values, kept in the workspace too."""
         bench = self.bench
-        found: Champion | None = next(iter(champions_of([settled], bench.workspace, bench.setting, stem)), None)
+        found = champions_of([settled], bench.workspace, bench.setting, stem)
         if found is None:
             return {"champion": None, "why": "no candidate passed its gate and its proof"}
         faster = settled.against_default
+        given = found.model_dump(mode="json", by_alias=True, exclude={"digest"})
+        (champion,) = given.pop("champions")
         given = {
-            "champion": CHAMPION.dump_python(found, mode="json"),
-            "against_default": None if faster is None else faster.verdict,
-        }
+            "champion": champion, "of": given, "against_default": None if faster is None else faster.verdict,
+        }  # fmt: skip
         try:
             keep_champions([settled], bench.workspace, bench.setting, stem, draft=False)
         except MachineError as refused:
