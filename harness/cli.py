@@ -71,6 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_keepers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verify = _verb(verbs, "verify", "prove champions of another version of the kernel again; exit 1 when one is struck")
+    verify.add_argument("kernel", metavar="KERNEL", nargs="?")
+    verify.add_argument("--all", action="store_true", help="also those that are proved of the kernel as it is")
+    verify.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
+    verify.add_argument("--jobs", metavar="N", type=_positive, help="child processes (default: all cores)")
+
     validate = _verb(verbs, "validate", "whether files are champion files; exit 1 when one is not")
     validate.add_argument("files", metavar="FILE", nargs="+")
 
@@ -209,6 +215,9 @@ def _dispatch(options: argparse.Namespace) -> int:
         return int(provers[options.verb](options))
     if options.verb == "campaign":
         return int(_load("campaigning").run_campaign(options))
+    if options.verb == "verify":
+        commands.require_packages("torch", "triton", "hypothesis")
+        return int(_load("renewing").run_verify(options))
     if options.verb in ("show", "validate", "diff", "merge"):
         showing = _load("showing")
         keepers = {

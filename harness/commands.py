@@ -63,7 +63,7 @@ def run_tune(options: argparse.Namespace) -> int:
     job = Job(root=workspace.root, stem=options.kernel, device=setting.device, mode=setting.mode, seed=options.seed)
     with (
         contextlib.closing(_open_run(options, workspace, setting)) as journal,
-        contextlib.closing(_process_runner(job, options.jobs or os.cpu_count() or 1)) as runner,
+        contextlib.closing(process_runner(job, options.jobs or os.cpu_count() or 1)) as runner,
     ):
         tasks = [
             _task(problem, space, workspace, setting, journal, options)
@@ -264,7 +264,7 @@ def require_packages(*names: str) -> None:
             raise MachineError(f"the package `{name}` is not installed in {sys.prefix}", hint="run `make setup`")
 
 
-def _process_runner(job: Job, jobs: int) -> Runner:
+def process_runner(job: Job, jobs: int) -> Runner:
     return ProcessRunner(job=job, jobs=jobs, cache=triton_cache())
 
 

@@ -57,6 +57,17 @@ def save_champions(results: Path, fresh: ChampionFile, *, draft: bool) -> Path:
     return path
 
 
+def replace_champion(path: Path, before: Champion, after: Champion | None) -> bool:
+    """Put `after` in the place of `before` in a file, or strike it; False if the file has another one by now."""
+    with locked(lock_of(path)):
+        found = read_champions(path)
+        if before not in found.champions:
+            return False
+        rest = tuple(one if one != before else after for one in found.champions)
+        write_champions(path, found.model_copy(update={"champions": tuple(one for one in rest if one is not None)}))
+    return True
+
+
 def lock_of(path: Path) -> Path:
     """The lock file of all files of a kernel in a folder."""
     return path.with_name(f".{re.split(r'[-.]', path.name)[0]}.lock")

@@ -2,7 +2,7 @@
 
 import json
 
-from harness.champion_documents import DiffDocument, ValidateDocument
+from harness.champion_documents import DiffDocument, RenewedDocument, ValidateDocument
 from harness.champions import Champion, ChampionFile
 from harness.documents import DoctorDocument, FailureDocument, ShowDocument
 from harness.report import plural, three_digits, times, wrapped
@@ -106,3 +106,9 @@ def diff_lines(found: DiffDocument, old: str, new: str) -> list[str]:
             before = one.problem
         lines.append(f"    {tame(one.what)}: {tame(json.dumps(one.old))} -> {tame(json.dumps(one.new))}")
     return [*lines, f"{plural(found.same, 'problem')} with the same champion"]
+
+
+def verify_lines(found: RenewedDocument) -> list[str]:
+    """What became of one champion."""
+    lines = [f"{found.became:<10}{found.problem}      {found.path}"]
+    return [*lines, wrapped(tame(found.detail, 400), first="          ").rstrip()] if found.detail else lines

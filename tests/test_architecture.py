@@ -65,6 +65,7 @@ LAYERS = (
     ("documents", "support"),
     ("report", "report_proof", "report_show", "report_mutants", "report_campaign"),
     ("commands", "proving", "mutating", "showing"),
+    ("renewing",),
     ("bench", "lab_truth", "lab_tuning", "lab_beside", "lab"),
     ("campaigning",),
     ("cli",),

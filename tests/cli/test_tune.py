@@ -31,7 +31,7 @@ class Desk:
         self._patch = monkeypatch
         # Symlinked parts lie elsewhere, which the workspace would rightly refuse.
         monkeypatch.setattr("harness.workspace._require_inside", lambda *arguments: None)
-        monkeypatch.setattr(commands, "_process_runner", self._make_runner)
+        monkeypatch.setattr(commands, "process_runner", self._make_runner)
         monkeypatch.chdir(root)
         self.here(None)
 
