@@ -32,7 +32,7 @@ from harness.recorded import read_recorded
 from harness.truth import Reply, ask, chosen_configs
 from harness.worker import Job, ProcessRunner
 from harness.workload import load_workloads
-from harness.workspace import Workspace, digest_modules, find_workspace, triton_cache
+from harness.workspace import Workspace, digest_modules, find_workspace, package_version, triton_cache
 
 FOUND = 1
 
@@ -164,7 +164,7 @@ def subjects_of(workspace: Workspace, setting: Setting, seed: int) -> list[Subje
 
 
 def _device_of(setting: Setting) -> str:
-    versions = [setting.device.name, setting.device.arch, commands.package_version("torch")]
+    versions = [setting.device.name, setting.device.arch, package_version("torch")]
     return f"{_digest(versions)}:{digest_modules(('ceilings', 'measure', 'timing'))}"
 
 

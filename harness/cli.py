@@ -77,6 +77,28 @@ def _add_keepers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verify.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
     verify.add_argument("--jobs", metavar="N", type=_positive, help="child processes (default: all cores)")
 
+    lookup = _verb(verbs, "lookup", "which config a problem gets, whose it is, and which champions were passed over")
+    lookup.add_argument("problem", metavar="PROBLEM", help="e.g. 'b4 h32/8 s4096 d128 bf16 causal'")
+    lookup.add_argument("--kernel", metavar="K", help="a kernel (default: each that computes the pass)")
+    lookup.add_argument("--device", metavar="D", help="model or architecture (default: what is here, else h200)")
+    lookup.add_argument(
+        "--mode", metavar="M", default="nearest", help="exact, bucket, nearest (default), default, require"
+    )
+    lookup.add_argument(
+        "--deterministic", action="store_true", help="only champions that were seen to repeat their bits"
+    )
+    lookup.add_argument("--sibling", action="store_true", help="also champions of other models of the architecture")
+    lookup.add_argument(
+        "--time", action="store_true", help="also measure how long the answer takes when it is asked again"
+    )
+
+    table = _verb(
+        verbs, "table", "write a kernel's champions on a device as a small table in Python that imports nothing"
+    )
+    table.add_argument("kernel", metavar="KERNEL")
+    table.add_argument("--device", metavar="D", help="model (default: what is here, else h200)")
+    table.add_argument("--out", metavar="FILE", required=True)
+
     validate = _verb(verbs, "validate", "whether files are champion files; exit 1 when one is not")
     validate.add_argument("files", metavar="FILE", nargs="+")
 
@@ -218,6 +240,9 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.verb == "verify":
         commands.require_packages("torch", "triton", "hypothesis")
         return int(_load("renewing").run_verify(options))
+    if options.verb in ("lookup", "table"):
+        lookups = _load("lookups")
+        return int((lookups.run_lookup if options.verb == "lookup" else lookups.run_table)(options))
     if options.verb in ("show", "validate", "diff", "merge"):
         showing = _load("showing")
         keepers = {

@@ -6,7 +6,6 @@ stdout carries results, stderr narration. Refuses to parse (that is `harness.cli
 import argparse
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -31,7 +30,14 @@ from harness.store import Journal, open_journal
 from harness.tune import Budget, Settled, Task, Tried, tune
 from harness.worker import Job, ProcessRunner, Runner
 from harness.workload import find_workload, problems_for
-from harness.workspace import SUITE_MODULES, Workspace, digest_modules, find_workspace, triton_cache
+from harness.workspace import (
+    SUITE_MODULES,
+    Workspace,
+    digest_modules,
+    find_workspace,
+    package_version,
+    triton_cache,
+)  # fmt: skip
 
 DEFAULT_TARGET = "h200"
 
@@ -296,14 +302,6 @@ def journal_identity(kernel: str, workspace: Workspace, setting: Setting, seed: 
         "judge_digest": digest_modules(_JUDGES),
         "gate_seed": seed,
     }
-
-
-def package_version(package: str) -> str | None:
-    """The installed version of a package, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def champions_of(

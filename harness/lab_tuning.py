@@ -17,7 +17,7 @@ from harness.ahead import Ahead, InOrder
 from harness.bench import Bench, short, slug
 from harness.campaign import Given
 from harness.cases import SCHEMA
-from harness.commands import champions_of, keep_champions, package_version
+from harness.commands import champions_of, keep_champions
 from harness.errors import MachineError, OutOfTimeError
 from harness.estimates import estimate_all
 from harness.outcome import Measured, Record, value_ms
@@ -26,6 +26,7 @@ from harness.search import make_strategy, open_study
 from harness.space import Config, Space
 from harness.store import read_journal
 from harness.tune import BATCH, Budget, Settled, Task, Tried, tune
+from harness.workspace import package_version
 
 # Trials of a champion's search; seconds that the next trials take at most, and the choice at the end (its proof, its final
 # measurement): with less left, they are not begun.

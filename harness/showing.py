@@ -8,14 +8,14 @@ from pathlib import Path
 from harness import champion_documents, documents, report, report_show
 from harness.champion_documents import FileDocument, ShownDocument, ValidateDocument
 from harness.champions import ChampionFile, read_champions
-from harness.commands import here, package_version, print_document, runs_folder, shown_path
+from harness.commands import here, print_document, runs_folder, shown_path
 from harness.device import find_target
 from harness.errors import ChampionError, MachineError, UsageError, WorkspaceError
 from harness.keeping import lock_of, merge, write_champions
 from harness.sealed import locked, tame
 from harness.store import read_journal
 from harness.trust import Here, standing
-from harness.workspace import Workspace, find_workspace
+from harness.workspace import Workspace, find_workspace, package_version
 
 FOUND = 1
 

@@ -8,6 +8,7 @@ import ast
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import os
 import sys
 from dataclasses import dataclass
@@ -132,6 +133,14 @@ def find_workspace(given: str | Path | None = None) -> Workspace:
 def environment(name: str, default: str = "") -> str:
     """The value of an environment variable. Everything else asks here, so that one search finds all of them."""
     return os.environ.get(name, default)
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def triton_cache() -> Path:
