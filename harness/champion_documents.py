@@ -175,9 +175,11 @@ class LookupDocument:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
 class TableDocument:
-    """What `flashtune table --json` prints. Of each champion that was held out the table of the others was asked: `legal` of
-    `held_out` got a config that is legal there, `same` the champion's own; `regrets` are times over the champion's, less 1,
-    where a time is recorded; `default_regrets` of the default config on the same problems."""
+    """What `flashtune table --json` prints. Each champion was held out, and the table of the others asked for its problem:
+    `answered` of `held_out` got a row, `legal` of these a config that is legal there, `same` the champion's own. `regrets` are
+    times over the champion's, less 1, where a time is recorded; `default_regrets` those of the default config. Of the
+    `shapes` that workloads have and no champion, `shapes_answered` get a row of the whole table, which is legal for
+    `shapes_legal`."""
 
     kernel: str
     device: str
@@ -185,7 +187,11 @@ class TableDocument:
     rows: int
     champions: int
     held_out: int
+    answered: int
     legal: int
     same: int
     regrets: Mapping[str, float]
     default_regrets: Mapping[str, float]
+    shapes: int
+    shapes_answered: int
+    shapes_legal: int

@@ -1,8 +1,10 @@
 """What a person reads of lookups and tables. Refuses to decide anything, as `harness.report` does."""
 
 from collections import defaultdict
+from collections.abc import Mapping
+from statistics import median
 
-from harness.champion_documents import AnswerDocument, LookupDocument, PassedOverDocument
+from harness.champion_documents import AnswerDocument, LookupDocument, PassedOverDocument, TableDocument
 from harness.report import plural, three_digits, wrapped
 
 _SHOWN = 3
@@ -52,3 +54,28 @@ def _passed_lines(passed_over: tuple[PassedOverDocument, ...]) -> list[str]:
         if len(several) > _SHOWN:
             lines.append(f"        and {len(several) - _SHOWN} more")
     return lines
+
+
+def table_lines(found: TableDocument) -> list[str]:
+    """How small the table is, and what it was worth where it had not looked."""
+    made = f"{plural(found.rows, 'row')} from {plural(found.champions, 'champion')}"
+    lines = [
+        f"{made} of {found.kernel} on {found.device}: {found.out}",
+        f"  held out: {found.held_out}, answered {found.answered}, legal {found.legal}, the champion's own config {found.same}",
+    ]
+    for name, regrets in (("the table", found.regrets), ("the default", found.default_regrets)):
+        lines.append(f"  regret of {name} against the champion, held out: {_regrets(regrets)}")
+    answered = f"{found.shapes_answered} of {plural(found.shapes, 'shape')} of workloads"
+    return [
+        *lines,
+        f"  beyond the champions: a row for {answered}, legal for {found.shapes_legal}; the rest get the fallback",
+    ]
+
+
+def _regrets(regrets: Mapping[str, float]) -> str:
+    if not regrets:
+        return "no time is recorded"
+    percents = [100 * regret for regret in regrets.values()]
+    return (
+        f"median {median(percents):.1f} %, worst {max(percents):.1f} % ({plural(len(percents), 'problem')} with a time)"
+    )
