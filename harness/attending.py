@@ -8,7 +8,10 @@ Knows the kernels by what their questions say. Refuses to guess: what the notati
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Protocol
+
+import torch
 
 from harness.lookup import Database, Mode
 from harness.problem import Dtype, Pass, Problem
@@ -22,6 +25,13 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "mask": {"mask": "bhqk"}, "prefix": {"prefix": True}, "q_documents": {"documents": True},
     "kv_documents": {"documents": True}, "dropout": {"dropout": 0.5}, "dropout_seed": {},
 }  # fmt: skip
+
+
+# What of a question is asked, in this order.
+PLAIN = (
+    "pass_", "batch", "q_heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_head_dim", "dtype", "window_left",
+    "window_right", "top_left", "deterministic", "variants",
+)  # fmt: skip
 
 
 class Question(Protocol):
@@ -57,7 +67,7 @@ class Question(Protocol):
     def variants(self) -> tuple[str, ...]: ...
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Lookup:
     """Answers with a config, or None where the kernel has to take its own; `databases` are those of the kernels by pass."""
 
@@ -65,16 +75,25 @@ class Lookup:
     device: str
     mode: Mode = "nearest"
     sibling: bool = False
-    _answers: dict[Any, dict[str, Value] | None] = field(default_factory=dict)
+    _answers: dict[Any, tuple[tuple[str, Value], ...]] = field(default_factory=dict)
 
     def __call__(self, question: Question) -> dict[str, Value] | None:
         """The config for a question. Raises `MissError` in the mode `require`."""
+        found = self.answer(*(getattr(question, name) for name in PLAIN))
+        return dict(found) if found else None
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def answer(self, *said: Any) -> Any:
+        """The items of the config for a question that is said in the values of `PLAIN`, or nothing.
+
+        `torch.compile` asks once for each graph, and keeps the answer.
+        """
         try:
-            return self._answers[question]
+            return self._answers[said]
         except KeyError:
-            pass
-        found = self._answers[question] = self._find(question)
-        return found
+            found = self._find(SimpleNamespace(**dict(zip(PLAIN, said, strict=True))))
+            self._answers[said] = tuple(found.items()) if found else ()
+        return self._answers[said]
 
     def _find(self, question: Question) -> dict[str, Value] | None:
         problem, database = problem_of(question), self.databases.get(question.pass_)
