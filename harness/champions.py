@@ -30,6 +30,7 @@ Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{0,64}$")]
 Text = Annotated[str, Field(pattern=r"^[ -~]{0,400}$")]
+Label = Annotated[str, Field(pattern=r"^[ -~]{1,80}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-z]{1,64}$")]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Positive = Annotated[float, Field(gt=0)]
@@ -175,7 +176,7 @@ class Certificate(Block):
     gate_cases: tuple[Text, ...]
     suite: Digest
     cases: Annotated[Count, Field(ge=1)]
-    judges: Mapping[Name, Count]
+    judges: Mapping[Label, Count]
     worst: Mapping[Name, Share]
     seeds: tuple[Count, ...]
     determinism: Determinism | None

@@ -8,6 +8,7 @@ import pytest
 
 from harness.champions import ChampionFile, champion_schema, champions_from, read_champions
 from harness.errors import ChampionError, MachineError
+from harness.judges import JUDGES
 from harness.keeping import champion_path, champion_paths, merge, put, save_champions, write_champions
 from harness.sealed import digest_of, locked, sealed
 from tests.fake_champions import champion, champion_file, keep
@@ -203,6 +204,12 @@ def test_a_certificate_that_proves_nothing_cannot_be_built() -> None:
     ):
         with pytest.raises(pydantic.ValidationError):
             type(champion().certificate)(**(good | change))
+
+
+def test_every_judge_can_be_named_in_a_certificate() -> None:
+    good = champion().certificate
+    judges = dict.fromkeys(JUDGES, 1)
+    assert type(good)(**(good.model_dump() | {"judges": judges})).judges == judges
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
