@@ -5,6 +5,7 @@ was not timed is unknown, and counts worse than any time that is.
 """
 
 import itertools
+import pprint
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -221,9 +222,15 @@ def python_table(rows: Sequence[Row], *, kernel: str, device: str, arch: str, di
     ]
     return _PYTHON.format(
         kernel=kernel, device=device, arch=arch, digest=digest, source=source,
-        names=repr((kernel, device, arch, digest))[1:-1], common=repr(common),
-        configs="\n".join(f"    {each!r}," for each in own), rows="\n".join(lines),
+        names=repr((kernel, device, arch, digest))[1:-1], common=_pretty(common, ""),
+        configs="\n".join(f"    {_pretty(each, '    ')}," for each in own), rows="\n".join(lines),
     )  # fmt: skip
+
+
+def _pretty(values: Mapping[str, Value], indent: str) -> str:
+    """A dict in lines that a person reads."""
+    text = pprint.pformat(dict(values), width=112, compact=True, sort_dicts=False)
+    return text.replace("\n", "\n" + indent)
 
 
 def _common(configs: Sequence[Config]) -> dict[str, Value]:

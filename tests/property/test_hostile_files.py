@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,12 @@ def test_every_verb_answers_a_changed_file(
     assert sorted(path.name for path in folder.iterdir() if path.suffix == ".json" and path.name != "out.json") == [
         "evil.json", "good.json",
     ]  # fmt: skip
+
+
+def test_atheris_finds_nothing_either() -> None:
+    pytest.importorskip("atheris", reason="atheris is not installed; hypothesis damages the same files above")
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.property.atheris_files", "-runs=5000"], cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]

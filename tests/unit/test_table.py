@@ -31,7 +31,7 @@ def module(rows: Any) -> SimpleNamespace:
     text = python_table(rows, kernel="subject", device="h200", arch="sm_90", digest="k1", source="nobody")
     tree = ast.parse(text)
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert all(len(line) < 200 for line in text.splitlines())
+    assert all(len(line) <= 130 for line in text.splitlines())
     names: dict[str, Any] = {}
     exec(compile(tree, "table.py", "exec"), names)
     return SimpleNamespace(**names)
