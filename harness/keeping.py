@@ -105,14 +105,15 @@ def merge(files: Sequence[tuple[str, ChampionFile]]) -> ChampionFile:
     (name, merged), *others = sorted(files, key=lambda file: file[1].digest or "")
     for other_name, other in others:
         _require_mixable(name, merged, other_name, other)
-        theirs = {champion.problem: champion for champion in other.champions}
-        for mine in merged.champions:
-            if mine.problem in theirs:
-                _require_comparable(mine, theirs[mine.problem], other_name)
+        mine = {champion.problem: champion for champion in merged.champions}
+        for champion in other.champions:
+            if champion.problem in mine:
+                _require_comparable(mine[champion.problem], champion, other_name)
+        fresh = [one for one in other.champions if not _proved_later(mine.get(one.problem), one)]
         extras = {**(other.model_extra or {}), **(merged.model_extra or {})}
         version = max(merged, other, key=lambda one: [int(part) for part in one.version.split(".")])
         named = {"version": version.version, "schema_id": version.schema_id}
-        merged = put(merged, other.champions).model_copy(update=named | extras)
+        merged = put(merged, fresh).model_copy(update=named | extras)
     return merged
 
 
@@ -133,6 +134,17 @@ def _require_comparable(mine: Champion, theirs: Champion, name: str) -> None:
             f"`{mine.problem}` has two champions, and {name} has the one of another version of the kernel or of the timing",
             hint="tune it again, or leave one of the two files out",
         )
+
+
+def _proved_later(mine: Champion | None, theirs: Champion) -> bool:
+    """Whether of one champion in two files mine is the one that was proved again since it was timed."""
+    if mine is None or mine.number != theirs.number:
+        return False
+    return _proved_again(mine) and not _proved_again(theirs)
+
+
+def _proved_again(champion: Champion) -> bool:
+    return champion.certificate.kernel_digest != champion.kernel.source_digest
 
 
 def differing(one: Environment, other: Environment) -> str:

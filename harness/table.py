@@ -5,7 +5,7 @@ was not timed is unknown, and counts worse than any time that is.
 """
 
 import itertools
-import pprint
+import textwrap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -229,8 +229,8 @@ def python_table(rows: Sequence[Row], *, kernel: str, device: str, arch: str, di
 
 def _pretty(values: Mapping[str, Value], indent: str) -> str:
     """A dict in lines that a person reads."""
-    text = pprint.pformat(dict(values), width=112, compact=True, sort_dicts=False)
-    return text.replace("\n", "\n" + indent)
+    # Names and words in it have no blanks, so that a line ends between two of them.
+    return textwrap.fill(repr(dict(values)), 112, subsequent_indent=indent + " ", break_on_hyphens=False)
 
 
 def _common(configs: Sequence[Config]) -> dict[str, Value]:

@@ -106,6 +106,11 @@ def test_files_merge_in_any_order_unless_their_numbers_cannot_be_compared(tmp_pa
     merged = merge([one, other])
     assert merged == merge([other, one])
     assert [each.number.value_ms for each in merged.champions] == [0.5, 1.0, 1.0]
+    # Of the same champion the one that was proved again stays.
+    renewed = read("renewed", champion_file(champion(kernel_digest="k2")))
+    plain = read("plain", champion_file(champion()))
+    for pair in ([plain, renewed], [renewed, plain]):
+        assert merge(pair).champions[0].certificate.kernel_digest == "k2"
     with pytest.raises(ChampionError, match=r"of two environments: driver 5.0.. and 5.0.."):
         merge([one, read("third", champion_file(champion(), driver="590.0"))])
     with pytest.raises(ChampionError, match="another version of the kernel"):
