@@ -74,8 +74,8 @@ def table_lines(found: TableDocument) -> list[str]:
 
 def _regrets(regrets: Mapping[str, float]) -> str:
     if not regrets:
-        return "no time is recorded"
+        return "no number is recorded"
     percents = [100 * regret for regret in regrets.values()]
     return (
-        f"median {median(percents):.1f} %, worst {max(percents):.1f} % ({plural(len(percents), 'problem')} with a time)"
+        f"median {median(percents):.1f} %, worst {max(percents):.1f} % ({plural(len(percents), 'problem')} with a number)"
     )

@@ -264,6 +264,8 @@ def test_bad_input_is_answered_in_words(desk: Desk, argv: list[str], code: int, 
         (["fuzz", "flash_fwd"], 3, "error: the package `torch` is not installed"),
         (["space", "flash_fwd", "--problem", PROBLEM], 0, ""),
         (["show"], 0, ""),
+        (["lookup", PROBLEM], 0, ""),
+        (["validate", "nothing.json"], 3, ""),
         (["doctor"], 0, ""),
     ],
 )

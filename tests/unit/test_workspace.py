@@ -113,7 +113,7 @@ def test_importing_the_package_imports_neither_torch_nor_triton() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_digest_is_the_same_under_every_python() -> None:
+def test_a_digest_is_the_same_under_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = ast.parse("def f(a, *, b=None):\n    return [a, -1.5] if b else (lambda: None)")
     constants = "Constant(value=None)", "UnaryOp(op=USub(), operand=Constant(value=1.5))"
     # What Python 3.11 says, to the letter; later ones leave out empty lists, or have more fields.
@@ -126,3 +126,10 @@ def test_a_digest_is_the_same_under_every_python() -> None:
     if sys.version_info[:2] == (3, 11):
         for path in (REPOSITORY / "kernels").glob("*.py"):
             assert described(ast.parse(path.read_text())) == ast.dump(ast.parse(path.read_text()))
+    before = described(tree)
+    # As Python 3.12 has it.
+    monkeypatch.setattr(ast.FunctionDef, "_fields", tuple(dict.fromkeys((*ast.FunctionDef._fields, "type_params"))))
+    tree.body[0].type_params = []
+    assert described(tree) == before
+    tree.body[0].type_params = [ast.Name("T")]
+    assert described(tree) != before
