@@ -76,6 +76,4 @@ def _regrets(regrets: Mapping[str, float]) -> str:
     if not regrets:
         return "no number is recorded"
     percents = [100 * regret for regret in regrets.values()]
-    return (
-        f"median {median(percents):.1f} %, worst {max(percents):.1f} % ({plural(len(percents), 'problem')} with a number)"
-    )
+    return f"median {median(percents):.1f} %, worst {max(percents):.1f} % ({plural(len(percents), 'problem')} with a number)"
