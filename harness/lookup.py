@@ -97,15 +97,15 @@ class Entry:
 
 @dataclass(slots=True, kw_only=True)
 class Database:
-    """The champions of one kernel, on all devices. `here` holds what is here now, with the driver of the device `live`; `space`
-    and `default` are those of the kernel's search space."""
+    """The champions of one kernel, on all devices. `here` holds what is here now, with the driver of the device `live`, if there
+    is one; `space` and `default` are those of the kernel's search space."""
 
     kernel: str
     entries: Sequence[Entry]
     here: Here
     space: Callable[[Problem, DeviceFacts], Space]
     default: Callable[[Problem, DeviceFacts], Config]
-    live: str | None = None
+    live: DeviceFacts | None = None
     _answers: dict[Any, Answer] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
 
@@ -126,7 +126,8 @@ class Database:
         try:
             return self._answers[problem, device, mode, deterministic, sibling]
         except KeyError:
-            answer, _ = self.explain(problem, find_target(device), mode, deterministic=deterministic, sibling=sibling)
+            facts = self.live if self.live and self.live.name == device else find_target(device)
+            answer, _ = self.explain(problem, facts, mode, deterministic=deterministic, sibling=sibling)
         self._warn_once(answer)
         self._answers[problem, device, mode, deterministic, sibling] = answer
         return answer
@@ -239,7 +240,8 @@ class _Asked:
     def notes(self, entry: Entry) -> tuple[str, ...]:
         """What is to be known of an answer by this champion."""
         here = replace(self.database.here, arch=self.device.arch)
-        if entry.file.device.name != self.database.live:
+        live = self.database.live
+        if live is None or entry.file.device.name != live.name:
             here = replace(here, driver=None)
         return standing(entry.file, entry.champion, here).warnings
 
@@ -271,7 +273,12 @@ def _passed_over(entry: Entry, reason: str) -> PassedOver:
 
 
 def open_database(
-    workspace: Workspace, kernel: str, *, live: str | None = None, driver: str | None = None, drafts: bool = True
+    workspace: Workspace,
+    kernel: str,
+    *,
+    live: DeviceFacts | None = None,
+    driver: str | None = None,
+    drafts: bool = True,
 ) -> Database:
     """The champions of a kernel of a workspace; `live` is the device that is here, with its `driver`. Raises `ChampionError` for
     a damaged file."""

@@ -34,7 +34,6 @@ from harness.trust import standing
 from harness.workload import WORKSPACE_FILE, load_workloads, problems_for
 from harness.workspace import Workspace, find_workspace
 
-FOUND = 1
 _REPEATS, _TURNS = 20_000, 5
 
 
@@ -80,13 +79,12 @@ def _kernels_for(workspace: Workspace, problem: Problem) -> list[str]:
     return found
 
 
-def _device(options: argparse.Namespace) -> tuple[DeviceFacts, str | None, str | None]:
-    """The device that is asked about; the name of the one that is here, and its driver."""
+def _device(options: argparse.Namespace) -> tuple[DeviceFacts, DeviceFacts | None, str | None]:
+    """The device that is asked about; the one that is here, and its driver."""
     live, driver = here()
-    name = live.name if live else None
     if options.device and (live is None or options.device != live.name):
-        return find_target(options.device), name, driver
-    return live or find_target(DEFAULT_TARGET), name, driver
+        return find_target(options.device), live, driver
+    return live or find_target(DEFAULT_TARGET), live, driver
 
 
 def cached_us(database: Database, problem: Problem, device: str, options: argparse.Namespace) -> float:

@@ -3,6 +3,7 @@
 import math
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,7 @@ def entry(
 
 def database(*entries: Entry, **here) -> Database:
     known = Here(**({"kernel_digest": "k", "triton": "3.6.0", "torch": "2.13.0", "driver": "580.1"} | here))
-    return Database(kernel="subject", entries=entries, here=known, space=space, default=default, live="h200")
+    return Database(kernel="subject", entries=entries, here=known, space=space, default=default, live=TARGETS["h200"])
 
 
 def ask(found: Database, problem: Problem = ASKED, mode: str = "nearest", **options):
@@ -199,3 +200,13 @@ def test_a_cached_answer_takes_less_than_five_microseconds(capsys: pytest.Captur
     with capsys.disabled():
         sys.stdout.write(f" [cached lookup: {took:.2f} us]")
     assert took < 5
+
+
+def test_a_gpu_that_no_table_knows_is_known_while_it_is_here() -> None:
+    unknown = replace(TARGETS["h200"], name="nvidia-h900", multiprocessors=200)
+    found = database(entry(EXACT))
+    found.live = unknown
+    assert ask(found, device="nvidia-h900", sibling=True).match == "exact"
+    assert ask(found, device="nvidia-h900").match == "default"
+    with pytest.raises(UsageError, match="nvidia-h901"):
+        ask(found, device="nvidia-h901")
