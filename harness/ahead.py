@@ -71,6 +71,9 @@ class Ahead:
     ) -> Callable[[], Any]:
         return self._in_time(self._runner.value(problem, config, passed, incumbent=incumbent, depth=depth))
 
+    def race(self, problem: Problem, entrants: Sequence[Config], *, rounds: int, turn: int) -> Callable[[], Any]:
+        return self._in_time(self._runner.race(problem, entrants, rounds=rounds, turn=turn))
+
     def prove(self, problem: Problem, config: Config) -> Callable[[], Any]:
         return self._in_time(self._runner.prove(problem, config))
 

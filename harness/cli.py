@@ -195,11 +195,12 @@ def _dispatch(options: argparse.Namespace) -> int:
         return int(provers[options.verb](options))
     if options.verb == "campaign":
         return int(_load("campaigning").run_campaign(options))
+    showing = _load("showing")
     verbs = {
         "tune": commands.run_tune,
         "space": commands.run_space,
-        "doctor": commands.run_doctor,
-        "show": commands.run_show,
+        "doctor": showing.run_doctor,
+        "show": showing.run_show,
     }
     return int(verbs[options.verb](options))
 

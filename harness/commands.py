@@ -17,24 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import documents, report, report_show
+from harness import documents, report
 from harness.champions import (
     Champion,
     Environment,
     KillRate,
     champion_of,
     champion_path,
-    read_champions,
     save_champions,
 )
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
 from harness.outcome import Mode
+from harness.portfolio import Portfolio
 from harness.problem import Problem, parse_problem
+from harness.quarantine import Quarantine
 from harness.search import check_strategy, make_strategy, open_study
+from harness.several import tune_all
 from harness.space import Space
-from harness.store import Journal, open_journal, read_journal
-from harness.tune import Budget, Settled, Task, Tried, tune
+from harness.store import Journal, open_journal
+from harness.tune import Budget, Settled, Task, Tried
 from harness.worker import Job, ProcessRunner, Runner
 from harness.workload import find_workload, problems_for
 from harness.workspace import SUITE_MODULES, Workspace, digest_modules, find_workspace, triton_cache
@@ -43,8 +45,9 @@ DEFAULT_TARGET = "h200"
 
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
-    "binary", "bounds", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure", "operation",
-    "oracle", "outcome", "problem", "proof", "prune", "sensor", "stats", "timing", "tune", "verify", "worker", *SUITE_MODULES,
+    "binary", "bounds", "canary", "child", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure",
+    "operation", "oracle", "outcome", "problem", "proof", "prune", "selection", "sensor", "stats", "timing", "trials", "tune",
+    "verify", "worker", *SUITE_MODULES,
 )  # fmt: skip
 
 
@@ -77,14 +80,19 @@ def run_tune(options: argparse.Namespace) -> int:
         ]
         if not options.quiet:
             _announce(tasks, setting, journal, options)
-        settled = _run_tasks(tasks, runner, journal, budget, options)
+        settled, portfolio = _run_tasks(
+            tasks, runner, journal, (budget, _open_quarantine(options, workspace, setting)), options
+        )
     saved = keep_champions(settled, workspace, setting, options.kernel, draft=options.draft)
     if options.json:
         print_document(
-            "tune", documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path)
+            "tune",
+            documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path, portfolio),
         )
     else:
-        summary = report.summary_lines(settled, _shown(journal.path), _shown(saved) if saved else None, setting.mode)
+        if portfolio is not None:
+            report.open_console(sys.stdout).print(report.portfolio_lines(portfolio, setting.mode))
+        summary = report.summary_lines(settled, shown(journal.path), shown(saved) if saved else None, setting.mode)
         report.open_console(sys.stdout).print(summary, end="")
     return 0
 
@@ -104,6 +112,15 @@ def _task(
     return Task(problem=problem, space=space, default=default, strategy=strategy)
 
 
+def _open_quarantine(options: argparse.Namespace, workspace: Workspace, setting: Setting) -> Quarantine:
+    """The candidates of this kernel that no tune here tries again, with this device and toolchain."""
+    scope = {
+        "kernel": options.kernel, "digest": workspace.kernel_digest(options.kernel), "device": setting.device.name,
+        "triton": package_version("triton"), "torch": package_version("torch"), "driver": setting.driver,
+    }  # fmt: skip
+    return Quarantine(runs_folder(options, workspace) / "quarantine.jsonl", scope)
+
+
 def _announce(tasks: Sequence[Task], setting: Setting, journal: Journal, options: argparse.Namespace) -> None:
     err = report.open_console(sys.stderr)
     err.print(report.heading(options.kernel, setting.device, setting.mode, [task.problem for task in tasks]))
@@ -115,21 +132,28 @@ def _announce(tasks: Sequence[Task], setting: Setting, journal: Journal, options
 
 
 def _run_tasks(
-    tasks: Sequence[Task], runner: Runner, journal: Journal, budget: Budget, options: argparse.Namespace
-) -> list[Settled]:
+    tasks: Sequence[Task],
+    runner: Runner,
+    journal: Journal,
+    bounds: tuple[Budget, Quarantine],
+    options: argparse.Namespace,
+) -> tuple[list[Settled], Portfolio | None]:
     out, err = report.open_console(sys.stdout), report.open_console(sys.stderr)
+    budget, quarantine = bounds
     total = None if budget.trials is None else sum(min(budget.trials, len(task.space.legal)) for task in tasks)
-    settled = []
+    settled: list[Settled] = []
+    portfolio = None
     with report.Bar(err, shown=err.is_terminal and not (options.quiet or options.no_progress), total=total) as bar:
-        for task in tasks:
-            for event in tune(task, runner, journal, budget=budget, seed=options.seed):
-                if isinstance(event, Tried):
-                    bar.step(event, runner.mode)
-                else:
-                    settled.append(event)
-                    if not options.json:
-                        out.print(report.settled_lines(event, runner.mode))
-    return settled
+        for event in tune_all(tasks, runner, journal, budget=budget, seed=options.seed, quarantine=quarantine):
+            if isinstance(event, Tried):
+                bar.step(event, runner.mode)
+            elif isinstance(event, Portfolio):
+                portfolio = event
+            else:
+                settled.append(event)
+                if not options.json:
+                    out.print(report.settled_lines(event, runner.mode))
+    return settled, portfolio
 
 
 def run_space(options: argparse.Namespace) -> int:
@@ -148,59 +172,6 @@ def run_space(options: argparse.Namespace) -> int:
     out = report.open_console(sys.stdout)
     for line in report.census_lines(problem, device, space.census, whys):
         out.print(line)
-    return 0
-
-
-def run_doctor(options: argparse.Namespace) -> int:
-    """`flashtune doctor`: what is here, and whether a measurement here could be trusted."""
-    from harness import probe
-
-    machine = probe.probe()
-    found = list(probe.trust(machine))
-    live = probe.live_device(machine)
-    workspace = _workspace_or_none(options.workspace)
-    document = documents.DoctorDocument(
-        trustworthy=live is not None and not any(finding.severity == "error" for finding in found),
-        mode="measured" if live else "estimated",
-        device=documents.DeviceDocument(name=live.name, arch=live.arch) if live else None,
-        workspace=str(workspace.root) if workspace else None,
-        kernels=tuple(workspace.stems) if workspace else (),
-        machine=machine,
-        findings=tuple(
-            documents.FindingDocument(severity=finding.severity, message=finding.message, hint=finding.hint)
-            for finding in found
-        ),
-    )
-    if options.json:
-        print_document("doctor", document)
-    else:
-        for line in report_show.doctor_lines(document):
-            report.open_console(sys.stdout).print(line)
-    return 0
-
-
-def run_show(options: argparse.Namespace) -> int:
-    """`flashtune show`: champions, or with `--failed` the failures of the journals by reason."""
-    workspace = find_workspace(options.workspace)
-    kernels = [workspace.check_stem(options.kernel)] if options.kernel else workspace.stems
-    if options.failed:
-        records = [record for path in _journals(options, workspace, kernels) for record in read_journal(path)[1]]
-        document = documents.ShowDocument(failures=report.failures(records))
-    else:
-        wanted = find_target(options.target).name if options.target else None
-        found = [(path, read_champions(path)) for path in sorted((workspace.results / "best").glob("*/*.json"))]
-        document = documents.ShowDocument(
-            champions=tuple(
-                (_shown(path), champions)
-                for path, champions in found
-                if champions.kernel in kernels and wanted in (None, champions.device)
-            )
-        )
-    if options.json:
-        print_document("show", document)
-    else:
-        for line in report_show.show_lines(document, failed=options.failed):
-            report.open_console(sys.stdout).print(line)
     return 0
 
 
@@ -297,7 +268,7 @@ def _process_runner(job: Job, jobs: int) -> Runner:
     return ProcessRunner(job=job, jobs=jobs, cache=triton_cache())
 
 
-def _runs(options: argparse.Namespace, workspace: Workspace) -> Path:
+def runs_folder(options: argparse.Namespace, workspace: Workspace) -> Path:
     return Path(options.runs) if options.runs else workspace.results / "runs"
 
 
@@ -306,7 +277,7 @@ def _open_run(options: argparse.Namespace, workspace: Workspace, setting: Settin
     identity = {**journal_identity(options.kernel, workspace, setting, options.seed), "driver": setting.driver}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{options.kernel}-{setting.device.name}-{setting.mode}-{digest}.jsonl"
-    journal = open_journal(_runs(options, workspace) / name, identity)
+    journal = open_journal(runs_folder(options, workspace) / name, identity)
     # The study is rebuilt from the journal, whose lock is ours; a log that was cut in the middle of a line is of no use.
     journal.path.with_suffix(".optuna.log").unlink(missing_ok=True)
     return journal
@@ -325,10 +296,6 @@ def journal_identity(kernel: str, workspace: Workspace, setting: Setting, seed: 
         "judge_digest": digest_modules(_JUDGES),
         "gate_seed": seed,
     }
-
-
-def _journals(options: argparse.Namespace, workspace: Workspace, kernels: Sequence[str]) -> list[Path]:
-    return sorted(path for name in kernels for path in _runs(options, workspace).glob(f"{name}-*.jsonl"))
 
 
 def package_version(package: str) -> str | None:
@@ -370,18 +337,7 @@ def keep_champions(
     return path
 
 
-def _workspace_or_none(given: str | None) -> Workspace | None:
-    from harness.errors import WorkspaceError
-
-    try:
-        return find_workspace(given)
-    except WorkspaceError:
-        if given is not None:
-            raise
-        return None
-
-
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """A path as the reader would type it: relative where that is shorter."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -29,6 +29,7 @@ from harness.outcome import (
     TimedOut,
     Wrong,
 )
+from harness.portfolio import Portfolio
 from harness.problem import Problem
 from harness.space import Census, Space
 from harness.tune import Settled, Tried
@@ -226,6 +227,11 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
     varied = {param.name for param in settled.space.params if len(param.values) > 1}
     lines = [("Config", " ".join(f"{name}={value}" for name, value in champion.config.items() if name in varied))]
     lines.append(("Against default", _against_default(settled, mode)))
+    if settled.race is not None and settled.race.race is not None:
+        raced = settled.race.race
+        lines.append(
+            ("Race", f"{plural(len(raced.entrants), 'config')} in turns, {raced.rounds} rounds: {raced.ended}")
+        )
     outcome = champion.outcome
     verdict = getattr(outcome, "verdict", None)
     if verdict is not None:
@@ -267,6 +273,27 @@ def _against_default(settled: Settled, mode: Mode) -> str:
 def _gain(ratio: float) -> str:
     """A gain in words; one that three digits do not show is none."""
     return "as fast" if three_digits(ratio) == "1.00" else f"{times(ratio)} faster"
+
+
+def portfolio_lines(found: Portfolio, mode: Mode) -> Text:
+    """The fewest configs that serve all problems, and what they cost each."""
+    text = Text()
+    text.append("Portfolio", style="bold")
+    how = "no fewer do" if found.exact else f"at most {three_digits(found.bound)} times as many as needed"
+    word = " by estimate" if mode == "estimated" else ""
+    count = sum(len(one.serves) for one in found.members)
+    text.append(
+        f"  {plural(len(found.members), 'config')} within {found.within * 100:g} % of the best on"
+        f" {plural(count, 'problem')}{word} ({how})\n"
+    )
+    for one in found.members:
+        text.append(wrapped(" ".join(f"{name}={value}" for name, value in one.config.items()), first="  "))
+        for problem, ratio in one.serves.items():
+            slower = "its best" if ratio <= 1 else f"at most {(ratio - 1) * 100:.1f} % behind its best"
+            text.append(f"    {problem}: {slower}{word}\n")
+    for problem in found.unserved:
+        text.append(f"    {problem}: no champion\n", style="red")
+    return text
 
 
 def summary_lines(settled: Sequence[Settled], journal: str, saved: str | None, mode: Mode) -> Text:
