@@ -31,11 +31,22 @@ _PROBLEM = parse_problem("b1 h1 s64 d32 fp16")
 # A search ends among good configs: half of what it tries is of the best tenth.
 _NEAR = 0.1
 _TYPICAL_MS = 1.0
+_COMPILE_S = 0.7
 _FLUSH_MS = 0.1
 # A clock that falls by 8 % while the device warms up, half of it within 20 seconds.
 _DRIFT, _WARM_S = 0.08, 20.0
-# How a tune that stops at the end of its trials, and believes what it saw, would have chosen.
 Scenario = Callable[[np.random.Generator], SimulatedDevice]
+
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Landscape:
+    """True times of a space's configs, in milliseconds of whatever device, and the seconds that each took to compile."""
+
+    times_ms: Floats
+    compile_s: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +76,18 @@ def drifting(noise: float) -> Scenario:
     return lambda rng: SimulatedDevice(rng, noise=normal(noise), flush_ms=_FLUSH_MS, drift=slower)
 
 
-def synthetic(rng: np.random.Generator, count: int = 1000) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Times of a made-up space: a few factors, each with a best value, and roughness; from crowded at the top to sparse."""
+def synthetic(rng: np.random.Generator, count: int = 1000) -> Landscape:
+    """A made-up space: a few factors, each with a best value, and roughness; from crowded at the top to sparse. Compile times are
+    as those of the recorded spaces."""
     factors = rng.integers(3, 7)
     steps = rng.integers(0, 5, size=(count, factors))
     weights = np.exp(rng.uniform(np.log(0.005), np.log(0.2))) * rng.lognormal(0, 1.0, size=factors)
-    return np.asarray(np.exp((steps * weights).sum(1) + rng.normal(0, 0.01, count)), dtype=np.float64)
+    times = np.exp((steps * weights).sum(1) + rng.normal(0, 0.01, count))
+    return Landscape(np.asarray(times, dtype=np.float64), _COMPILE_S * rng.lognormal(0, 0.3, count))
 
 
-def recorded(folder: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Times of all configs that ran, by space, of the Kernel Tuner caches in a folder. Raises `UsageError` if it has none."""
+def recorded(folder: Path) -> dict[str, Landscape]:
+    """All configs that ran, by space, of the Kernel Tuner caches in a folder. Raises `UsageError` if it has none."""
     found = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")]):
         text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
@@ -84,8 +97,11 @@ def recorded(folder: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
             document = json.loads(text.rstrip().rstrip(",") + "}}")
         if not isinstance(document, dict) or not isinstance(document.get("cache"), dict):
             continue
-        times = [entry.get("time") for entry in document["cache"].values()]
-        found[path.name.split(".")[0]] = np.array([t for t in times if isinstance(t, int | float)], dtype=np.float64)
+        ran = [entry for entry in document["cache"].values() if isinstance(entry.get("time"), int | float)]
+        found[path.name.split(".")[0]] = Landscape(
+            np.array([entry["time"] for entry in ran], dtype=np.float64),
+            np.array([entry.get("compile_time", 0.0) / 1e3 for entry in ran], dtype=np.float64),
+        )
     if not found:
         raise UsageError(
             f"no cache of Kernel Tuner is in {folder}", hint="leave `--spaces` out: made-up spaces are used"
@@ -93,13 +109,19 @@ def recorded(folder: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     return found
 
 
-def simulate(costs: Sequence[float], scenario: Scenario, rng: np.random.Generator, **runner: Any) -> tuple[Chosen, Any]:
+def simulate(
+    costs: Sequence[float],
+    scenario: Scenario,
+    rng: np.random.Generator,
+    strategy: type[InOrder] = InOrder,
+    **runner: Any,
+) -> tuple[Chosen, SimulatedRunner]:
     """One tune that tries all of `costs` (milliseconds), the first of which is the default's, on a device of `scenario`."""
     configs = [Config({"config": number}) for number in range(len(costs))]
     space = Space(params=(Param("config", tuple(range(len(costs))), "made up"),), rules=())
     order = [configs[0], *(configs[int(place)] for place in 1 + rng.permutation(len(costs) - 1))]
     made = SimulatedRunner(costs_ms=dict(zip(configs, costs, strict=True)), simulated=scenario(rng), **runner)
-    task = Task(problem=_PROBLEM, space=space, default=configs[0], strategy=InOrder(order))
+    task = Task(problem=_PROBLEM, space=space, default=configs[0], strategy=strategy(order))
     journal = open_memory_journal({})
     try:
         budget = Budget(trials=len(costs), now_s=made.now_s)
@@ -127,19 +149,20 @@ def _chosen(settled: Settled, costs: Sequence[float], made: SimulatedRunner) -> 
     )
 
 
-def tried_by_a_search(times: np.ndarray[Any, Any], count: int, rng: np.random.Generator) -> list[float]:
-    """Times of `count` configs as a search would have tried them, in milliseconds; the first, the default's, is one of the better
-    half."""
-    ordered = np.sort(times) * (_TYPICAL_MS / float(np.median(times)))
-    near = max(count, round(_NEAR * len(ordered)))
-    good = rng.choice(ordered[:near], count // 2, replace=False)
-    default = rng.choice(ordered[: max(1, len(ordered) // 2)], 1)
-    any_ = rng.choice(ordered, count - 1 - len(good), replace=False)
-    return [float(t) for t in (*default, *good, *any_)]
+def tried_by_a_search(given: Landscape, count: int, rng: np.random.Generator) -> Landscape:
+    """`count` configs as a search would have tried them, the typical one scaled to a millisecond; the first, the default, is one
+    of the better half."""
+    order = np.argsort(given.times_ms)
+    near = max(count, round(_NEAR * len(order)))
+    default = rng.choice(order[: max(1, len(order) // 2)], 1)
+    good = rng.choice(order[:near], count // 2, replace=False)
+    any_ = rng.choice(order, count, replace=False)
+    kept = np.array(list(dict.fromkeys([*default, *good, *any_]))[:count])
+    return Landscape(given.times_ms[kept] * (_TYPICAL_MS / float(np.median(given.times_ms))), given.compile_s[kept])
 
 
 def study_selection(
-    spaces: Mapping[str, np.ndarray[Any, Any]] | None, *, runs: int, trials: int, noise: float, seed: int
+    spaces: Mapping[str, Landscape] | None, *, runs: int, trials: int, noise: float, seed: int
 ) -> dict[str, Any]:
     """Regret of the selection over many tunes, on recorded spaces or made-up ones, on a steady and a drifting device."""
     found: dict[str, Any] = {}
@@ -147,8 +170,8 @@ def study_selection(
         chosen = []
         for run in range(runs):
             rng = np.random.default_rng([seed, run, name == "drifting"])
-            times = list(spaces.values())[run % len(spaces)] if spaces else synthetic(rng)
-            chosen.append(simulate(tried_by_a_search(times, trials, rng), scenario, rng)[0])
+            space = list(spaces.values())[run % len(spaces)] if spaces else synthetic(rng)
+            chosen.append(simulate(list(tried_by_a_search(space, trials, rng).times_ms), scenario, rng)[0])
         found[name] = _summary(chosen, seed)
     return found
 
@@ -185,23 +208,42 @@ def study_same(*, runs: int, noise: float, seed: int) -> dict[str, Any]:
     return found
 
 
-def study_overhead(*, trials: int, compile_s: float, verify_ms: float, jobs: int, seed: int) -> dict[str, Any]:
+def study_overhead(
+    spaces: Mapping[str, Landscape] | None, *, trials: int, verify_ms: float, jobs: int, seed: int
+) -> dict[str, Any]:
     """What the harness adds to the time that the device works: waiting for compilers on the simulated clock, and its own work on
-    the real one."""
+    the real one, by space; with a strategy that foresees what it asks for, and with one that does not."""
+    found: dict[str, Any] = {}
     rng = np.random.default_rng(seed)
-    took: dict[Config, float] = {}
+    for name, space in (spaces or {"made up": synthetic(rng)}).items():
+        tried = tried_by_a_search(space, trials, rng)
+        found[name] = {
+            word: _overhead(tried, verify_ms, jobs, seed, strategy)
+            for word, strategy in (("foreseen", InOrder), ("unforeseen", _Blind))
+        }
+    return found
 
+
+class _Blind(InOrder):
+    """Does not know what comes."""
+
+    def likely(self, count: int) -> list[Config]:
+        return []
+
+
+def _overhead(tried: Landscape, verify_ms: float, jobs: int, seed: int, strategy: type[InOrder]) -> dict[str, float]:
     def compiling(config: Config) -> float:
-        return took.setdefault(config, compile_s * float(rng.lognormal(0, 0.4)))
+        return float(tried.compile_s[int(config["config"])])
 
-    costs = tried_by_a_search(synthetic(rng), trials, rng)
     began = time.process_time()
-    _, made = simulate(costs, steady(0.005), rng, compile_s=compiling, verify_ms=verify_ms, jobs=jobs)
+    rng = np.random.default_rng(seed)
+    costs = [float(cost) for cost in tried.times_ms]
+    _, made = simulate(costs, steady(0.005), rng, strategy, compile_s=compiling, verify_ms=verify_ms, jobs=jobs)
     own_s = time.process_time() - began
-    busy_s, wall_s = made.device_ms / 1e3, made.now_s()
+    busy_s = made.device_ms / 1e3
+    waiting_s = made.now_s() - busy_s
     return {
-        "trials": trials, "device_s": busy_s, "waiting_s": wall_s - busy_s, "own_s": own_s,
-        "added": (wall_s - busy_s + own_s) / busy_s,
+        "device_s": busy_s, "waiting_s": waiting_s, "own_s": own_s, "added": (waiting_s + own_s) / busy_s,
     }  # fmt: skip
 
 
@@ -212,13 +254,12 @@ def _parser() -> argparse.ArgumentParser:
         one = kinds.add_parser(kind)
         one.add_argument("--runs", type=int, default=runs)
         one.add_argument("--noise", type=float, default=0.03, help="relative standard deviation of a sample")
-    kinds.choices["selection"].add_argument("--spaces", type=Path, help="a folder of Kernel Tuner caches")
-    kinds.choices["selection"].add_argument("--trials", type=int, default=60)
     overhead = kinds.add_parser("overhead")
-    overhead.add_argument("--trials", type=int, default=100)
-    overhead.add_argument("--compile-s", type=float, default=2.0)
-    overhead.add_argument("--verify-ms", type=float, default=300.0)
-    overhead.add_argument("--jobs", type=int, default=8)
+    for name, trials in (("selection", 60), ("overhead", 100)):
+        kinds.choices[name].add_argument("--spaces", type=Path, help="a folder of Kernel Tuner caches")
+        kinds.choices[name].add_argument("--trials", type=int, default=trials)
+    overhead.add_argument("--verify-ms", type=float, default=270.0)
+    overhead.add_argument("--jobs", type=int, default=14)
     for one in kinds.choices.values():
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--out", type=Path, help="a file for the document, beside stdout")
@@ -230,12 +271,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     options = vars(_parser().parse_args(given))
     kind, out = options.pop("kind"), options.pop("out")
-    if kind == "selection":
-        folder = options.pop("spaces")
-        spaces = recorded(folder) if folder else None
-        found = study_selection(spaces, **options) | {"spaces": sorted(spaces) if spaces else "made up"}
+    if kind == "same":
+        found = study_same(**options)
     else:
-        found = {"same": study_same, "overhead": study_overhead}[kind](**options)
+        folder = options.pop("spaces")
+        study: Any = {"selection": study_selection, "overhead": study_overhead}[kind]
+        found = study(recorded(folder) if folder else None, **options)
     shown = [word if not word.startswith("/") else Path(word).name for word in given]
     document = json.dumps({"command": f"python -m harness.studies {' '.join(shown)}", "results": found}, indent=1)
     sys.stdout.write(document + "\n")

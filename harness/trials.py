@@ -68,6 +68,7 @@ class Trials:
     best_ms: float | None = None
     _by_code: dict[str, Record] = field(default_factory=dict)
     _verdicts: dict[Config, tuple[Config, Callable[[], Any]]] = field(default_factory=dict)
+    _expected: dict[Config, Callable[[], Any]] = field(default_factory=dict)
     _new: set[int] = field(default_factory=set)
     _next: int = 0
 
@@ -79,8 +80,20 @@ class Trials:
     def start(self, configs: list[Config]) -> Flight:
         """Begin to compile what was not tried yet."""
         known = {config: self._known(config) for config in configs}
-        compiling = {config: self._compile(config) for config in configs if not self._stands(known[config])}
+        compiling = {
+            config: self._expected.pop(config, None) or self._compile(config)
+            for config in configs
+            if not self._stands(known[config])
+        }
         return Flight(configs, known, compiling)
+
+    def expect(self, configs: Sequence[Config]) -> None:
+        """Begin to compile what may be asked for soon; as many wait to be asked for as are given here at most."""
+        for config in configs:
+            if len(self._expected) >= len(configs):
+                break
+            if config not in self._expected and not self._stands(self._known(config)):
+                self._expected[config] = self._compile(config)
 
     def finish(self, flight: Flight) -> Iterator[tuple[Config, Record, bool]]:
         """The trials of a flight, recorded in the order in which they were asked for, whichever is ready first."""

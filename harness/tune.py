@@ -26,6 +26,9 @@ from harness.worker import Runner
 BATCH = 4
 # Batches that are in flight where a device measures: while one is measured, the next compiles.
 AHEAD = 2
+# Configs that compile although nobody has asked for them, where a strategy says what it is likely to ask for: proposals do not
+# depend on it, only the time that passes until they are compiled.
+EXPECTED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,9 @@ def _search(task: Task, trials: Trials, budget: Budget) -> Iterator[Tried]:
             asked.update(configs)
         if not flying or _spent(Budget(seconds=budget.seconds), 0, trials.now_s() - started):
             return
+        foresee = getattr(task.strategy, "likely", None)
+        if foresee is not None and ahead > 1:
+            trials.expect(foresee(EXPECTED))
         flight, own, before = flying.popleft()
         for config, record, known in trials.finish(flight):
             if own:

@@ -4,6 +4,7 @@
 """
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -169,6 +170,9 @@ def full_disk_under_the_journal(folder: Path) -> Row:
     real = Journal.append
 
     class Full:
+        def close(self) -> None:
+            self.file.close()
+
         def __init__(self, file: Any) -> None:
             self.file = file
 
@@ -187,7 +191,7 @@ def full_disk_under_the_journal(folder: Path) -> Row:
     order = configs(CALM, CALM, CALM)
     message = ""
     try:
-        with mock.patch.object(Journal, "append", append), mock.patch.object(Journal, "close", lambda self: None):
+        with mock.patch.object(Journal, "append", append):
             tune_in(folder, order)
     except HarnessError as error:
         message = error.message.replace(str(folder), "RUNS")
@@ -217,8 +221,8 @@ def damaged_tail(folder: Path, tail: bytes, name: str) -> Row:
 
 
 def clock_jump(folder: Path) -> Row:
-    real, jumps = time.time, iter(range(1, 1 << 30))
-    with mock.patch("time.time", lambda: real() + 3600.0 * next(jumps) * (-1) ** next(jumps)):
+    real, jumps = time.time, itertools.cycle([3600.0, -3600.0, 86400.0])
+    with mock.patch("time.time", lambda: real() + next(jumps)):
         records, settled = tune_in(folder, configs(CALM, CALM))
     measured = sum(isinstance(record.outcome, Measured) for record in records)
     assert settled.champion is not None
@@ -302,8 +306,8 @@ def table(found: list[Row]) -> str:
         "# What faults end as",
         "",
         "Written by `python -m tests.faults --write`, which injects each fault into a whole tune with real child processes on a",
-        "pretended device; `tests/faults` keeps it true. A lost trial has neither an outcome nor was it run again in that run; the",
-        "next run of the same command tries it.",
+        "pretended device; `tests/faults` keeps it true. A lost trial has neither an outcome nor was it run again in that run;",
+        "the next run of the same command tries it.",
         "",
         "| fault | injected how | outcome | lost trials |",
         "|---|---|---|---|",

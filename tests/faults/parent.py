@@ -15,4 +15,5 @@ if __name__ == "__main__":
         events = tune(task_of(order), runner, journal, budget=Budget(trials=len(order)), seed=0)
         for event in events:
             if event.record.trial == 0:
-                print("hanging", flush=True)
+                sys.stdout.write("hanging\n")
+                sys.stdout.flush()
