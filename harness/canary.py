@@ -18,7 +18,7 @@ def complaint() -> str:
         numbers = torch.arange(_NUMBERS, dtype=torch.int64, device=timing.DEVICE)
         total = int((numbers * numbers).sum())
         ones = torch.ones(_SIDE, _SIDE, dtype=torch.float16, device=timing.DEVICE)
-        product = (ones @ ones).unique().tolist()
+        product = sorted(set((ones @ ones).flatten().tolist()))
     except RuntimeError as error:
         return f"the canary failed: {str(error).strip().splitlines()[0]}"
     known = (_NUMBERS - 1) * _NUMBERS * (2 * _NUMBERS - 1) // 6

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import documents, report
+from harness import documents, report, report_portfolio
 from harness.champions import (
     Champion,
     Environment,
@@ -46,8 +46,8 @@ DEFAULT_TARGET = "h200"
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
     "binary", "bounds", "canary", "child", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure",
-    "operation", "oracle", "outcome", "problem", "proof", "prune", "selection", "sensor", "stats", "timing", "trials", "tune",
-    "verify", "worker", *SUITE_MODULES,
+    "operation", "oracle", "outcome", "problem", "proof", "prune", "selection", "sensor", "sensor_amd", "stats", "timing", "trials",
+    "tune", "verify", "worker", *SUITE_MODULES,
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def run_tune(options: argparse.Namespace) -> int:
         )
     else:
         if portfolio is not None:
-            report.open_console(sys.stdout).print(report.portfolio_lines(portfolio, setting.mode))
+            report.open_console(sys.stdout).print(report_portfolio.portfolio_lines(portfolio, setting.mode))
         summary = report.summary_lines(settled, shown(journal.path), shown(saved) if saved else None, setting.mode)
         report.open_console(sys.stdout).print(summary, end="")
     return 0

@@ -284,7 +284,7 @@ def tune_document(
         mode=mode,
         problems=tuple(_problem_document(one, mode) for one in settled),
         journal=str(journal),
-        portfolio=portfolio and _portfolio_document(portfolio),
+        portfolio=None if portfolio is None else _portfolio_document(portfolio),
     )
 
 

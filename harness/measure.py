@@ -16,6 +16,7 @@ import numpy as np
 from harness.errors import MachineError
 from harness.outcome import Samples
 from harness.sensor import Load, Sensor, open_sensor
+from harness.sensor_amd import AmdSensor, open_amd_sensor
 from harness.stats import median, median_interval
 
 Run = Callable[[], None]
@@ -216,10 +217,10 @@ class CudaTimer:
     """A timer on torch's current stream of one GPU, NVIDIA or (through the same interface of torch) AMD.
 
     `flush_bytes` is at least twice the L2, and twice the 256 MB cache behind it on AMD, which torch does not report.
-    Clocks and throttling come from NVML when it is there.
+    Clocks, heat and throttling come from NVML or amdsmi when they are there.
     """
 
-    def __init__(self, torch: Any, *, index: int = 0, sensor: Sensor | None = None) -> None:
+    def __init__(self, torch: Any, *, index: int = 0, sensor: Sensor | AmdSensor | None = None) -> None:
         self._torch = torch
         self._device = torch.device("cuda", index)
         self._sensor = sensor
@@ -291,4 +292,10 @@ def cuda_timer(index: int = 0, load: Load = importlib.import_module) -> CudaTime
             f"GPU {index} was asked for, torch {torch.__version__} sees {count}",
             hint="`flashtune doctor` says why; on a machine without a GPU ask for estimates with `--target`",
         )
-    return CudaTimer(torch, index=index, sensor=open_sensor(torch, index, load))
+    return CudaTimer(torch, index=index, sensor=_open_sensor(torch, index, load))
+
+
+def _open_sensor(torch: Any, index: int, load: Load) -> Sensor | AmdSensor | None:
+    if getattr(torch.version, "hip", None):
+        return open_amd_sensor(torch.cuda.get_device_properties(index), load)
+    return open_sensor(torch, index, load)

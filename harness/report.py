@@ -29,13 +29,14 @@ from harness.outcome import (
     TimedOut,
     Wrong,
 )
-from harness.portfolio import Portfolio
 from harness.problem import Problem
 from harness.space import Census, Space
 from harness.tune import Settled, Tried
 
 _LABEL = 24
 _WIDTH = 100
+# Measurements at either end of a tune whose canaries are compared.
+_ENDS = 4
 
 FAILURES = {
     "pruned": "pruned",
@@ -232,6 +233,7 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
         lines.append(
             ("Race", f"{plural(len(raced.entrants), 'config')} in turns, {raced.rounds} rounds: {raced.ended}")
         )
+    lines += _conditions(settled)
     outcome = champion.outcome
     verdict = getattr(outcome, "verdict", None)
     if verdict is not None:
@@ -247,6 +249,26 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
         asked = f"{plural(sum(proof.oracles.values()), 'judgment')} by {plural(len(proof.oracles), 'judge')}"
         worst_of = f"worst error {three_digits(greatest)} of its bound"
         lines.append(("Proof", f"passed {plural(proof.cases, 'case')}, {asked}, {worst_of}"))
+    return lines
+
+
+def _conditions(settled: Settled) -> list[tuple[str, str]]:
+    """What spoils times, if it was there while they were taken: a lowered clock, or a canary that changed."""
+    taken = [*settled.records, *([settled.final] if settled.final else [])]
+    samples = [record.outcome.samples for record in taken if isinstance(record.outcome, Measured)]
+    lines = []
+    lowered = sum(one.throttled for one in samples)
+    if lowered:
+        why = (
+            ", ".join(sorted({reason for one in samples for reason in one.throttle})) or "for a reason that is not said"
+        )
+        lines.append(("Clock lowered", f"during {lowered} of {plural(len(samples), 'measurement')}: {why}"))
+    canary = [one.canary_ms for one in samples if one.canary_ms is not None]
+    if len(canary) >= 2 * _ENDS:
+        drift = stats.median(canary[-_ENDS:]) / stats.median(canary[:_ENDS]) - 1
+        lines.append(
+            ("Drift", f"the canary took {abs(drift) * 100:.1f} % {'longer' if drift > 0 else 'less'} at the end")
+        )
     return lines
 
 
@@ -273,27 +295,6 @@ def _against_default(settled: Settled, mode: Mode) -> str:
 def _gain(ratio: float) -> str:
     """A gain in words; one that three digits do not show is none."""
     return "as fast" if three_digits(ratio) == "1.00" else f"{times(ratio)} faster"
-
-
-def portfolio_lines(found: Portfolio, mode: Mode) -> Text:
-    """The fewest configs that serve all problems, and what they cost each."""
-    text = Text()
-    text.append("Portfolio", style="bold")
-    how = "no fewer do" if found.exact else f"at most {three_digits(found.bound)} times as many as needed"
-    word = " by estimate" if mode == "estimated" else ""
-    count = sum(len(one.serves) for one in found.members)
-    text.append(
-        f"  {plural(len(found.members), 'config')} within {found.within * 100:g} % of the best on"
-        f" {plural(count, 'problem')}{word} ({how})\n"
-    )
-    for one in found.members:
-        text.append(wrapped(" ".join(f"{name}={value}" for name, value in one.config.items()), first="  "))
-        for problem, ratio in one.serves.items():
-            slower = "its best" if ratio <= 1 else f"at most {(ratio - 1) * 100:.1f} % behind its best"
-            text.append(f"    {problem}: {slower}{word}\n")
-    for problem in found.unserved:
-        text.append(f"    {problem}: no champion\n", style="red")
-    return text
 
 
 def summary_lines(settled: Sequence[Settled], journal: str, saved: str | None, mode: Mode) -> Text:

@@ -1,7 +1,7 @@
 """Live readings of a GPU through NVML: clock, temperature, power, what slows it down, who else uses it.
 
 Reads only: no clock, power or persistence setting is ever changed. Refuses to guess: what is not said is None.
-NVML comes in through `load`, so that a fake can stand for it; AMD GPUs have none.
+NVML comes in through `load`, so that a fake can stand for it; AMD GPUs are read in `harness.sensor_amd`.
 """
 
 import importlib

@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = study_same(**options)
     else:
         folder = options.pop("spaces")
-        study: Any = {"selection": study_selection, "overhead": study_overhead}[kind]
+        study: Callable[..., dict[str, Any]] = study_selection if kind == "selection" else study_overhead
         found = study(recorded(folder) if folder else None, **options)
     shown = [word if not word.startswith("/") else Path(word).name for word in given]
     document = json.dumps({"command": f"python -m harness.studies {' '.join(shown)}", "results": found}, indent=1)

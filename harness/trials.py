@@ -81,7 +81,7 @@ class Trials:
         """Begin to compile what was not tried yet."""
         known = {config: self._known(config) for config in configs}
         compiling = {
-            config: self._expected.pop(config, None) or self._compile(config)
+            config: self._expected.pop(config) if config in self._expected else self._compile(config)
             for config in configs
             if not self._stands(known[config])
         }

@@ -220,7 +220,8 @@ class ProcessRunner:
         started = start()
 
         def wait() -> Any:
-            (at, future), mourned, broken, doubted = started, 0, 0, False
+            at, future = started
+            mourned, broken, doubted = 0, 0, False
             while True:
                 try:
                     return future.result()
@@ -253,7 +254,7 @@ class ProcessRunner:
 
     def _drop(self, name: Pool, pool: ProcessPool, error: BaseException | None) -> None:
         """Have `pool` replaced by whoever needs one next. Raises `MachineError` of `error`, if that is given up."""
-        if self._pools.get(name) is pool:
+        if name in self._pools and self._pools[name] is pool:
             del self._pools[name]
             pool.stop()
             pool.join()
