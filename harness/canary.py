@@ -8,7 +8,7 @@ import torch
 
 from harness import timing
 
-_SIDE = 512
+_SIDE = 256
 _NUMBERS = 4096
 
 

@@ -46,8 +46,8 @@ DEFAULT_TARGET = "h200"
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
     "binary", "bounds", "canary", "child", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure",
-    "operation", "oracle", "outcome", "problem", "proof", "prune", "selection", "sensor", "sensor_amd", "stats", "timing", "trials",
-    "tune", "verify", "worker", *SUITE_MODULES,
+    "operation", "oracle", "outcome", "problem", "proof", "prune", "selection", "sensor", "sensor_amd", "stats", "timing",
+    "trials", "tune", "verify", "worker", *SUITE_MODULES,
 )  # fmt: skip
 
 
