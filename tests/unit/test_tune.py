@@ -325,3 +325,86 @@ def test_a_proof_that_compared_nothing_cannot_pass() -> None:
         Proof(**{**passed, "largest": {"out": 1.5}}, cases=1, oracles={"bound": 1})
     with pytest.raises(ValueError, match="beyond its bound"):
         Proof(**{**passed, "largest": {"out": float("nan")}}, cases=1, oracles={"bound": 1})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The race of the finalists
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_finalists_and_the_default_race_and_the_race_is_kept(tmp_path: Path) -> None:
+    runner = FakeRunner("measured", noise=0.001)
+    _, settled = run(runner, tmp_path)
+    race = settled.race.race
+    assert len(race.entrants) == 9
+    assert Config(race.entrants[0].config) == BEST
+    assert dict(DEFAULT) in [dict(one.config) for one in race.entrants]
+    again = FakeRunner("measured", noise=0.001)
+    _, resettled = run(again, tmp_path)
+    assert not again.calls
+    assert resettled.race == settled.race
+
+
+def test_an_estimate_never_races(tmp_path: Path) -> None:
+    runner = FakeRunner("estimated")
+    _, settled = run(runner, tmp_path)
+    assert settled.race is None
+    assert runner.calls["race"] == 0
+
+
+def test_who_fails_when_the_race_fails_is_out_and_the_innocent_race_on(tmp_path: Path) -> None:
+    class Brittle(FakeRunner):
+        """The best runs in the screening, beside the default, and never again."""
+
+        def value(self, problem, config, passed, *, incumbent, depth):
+            if config == BEST and incumbent is None:
+                return lambda: LaunchFailed(stage="measure", reason="illegal memory access")
+            return super().value(problem, config, passed, incumbent=incumbent, depth=depth)
+
+    def raced(problem, entrants):
+        return LaunchFailed(stage="measure", reason="illegal memory access") if BEST in entrants else None
+
+    _, settled = run(Brittle("measured", scripts={"race": raced}), tmp_path)
+    race = settled.race.race
+    assert Config(race.entrants[-1].config) == BEST
+    assert race.entrants[-1].left == "failed when it was measured again"
+    assert Config(settled.champion.config) not in (BEST, DEFAULT)
+    assert settled.against_default.verdict == "faster"
+
+
+def test_finalists_that_do_not_fit_together_race_in_fewer(tmp_path: Path) -> None:
+    def raced(problem, entrants):
+        return LaunchFailed(stage="measure", reason="out of memory") if len(entrants) > 3 else None
+
+    _, settled = run(FakeRunner("measured", scripts={"race": raced}), tmp_path)
+    race = settled.race.race
+    assert [one.left for one in race.entrants].count("could not be measured beside the others") == 7
+    assert Config(settled.champion.config) == BEST
+
+
+def test_a_race_that_nobody_can_run_leaves_the_choice_to_the_screening(tmp_path: Path) -> None:
+    never = {"race": lambda problem, entrants: TimedOut(stage="measure", limit_s=1)}
+    _, settled = run(FakeRunner("measured", scripts=never), tmp_path)
+    assert settled.race is None
+    assert Config(settled.champion.config) == BEST
+
+
+def test_a_clock_that_falls_during_the_screening_does_not_choose(tmp_path: Path) -> None:
+    class Falling(FakeRunner):
+        """Everything takes longer the later it is timed; what is timed in turns shares that."""
+
+        slow = 1.0
+
+        def value(self, problem, config, passed, *, incumbent, depth):
+            self.slow *= 1.01
+            return super().value(problem, config, passed, incumbent=incumbent, depth=depth)
+
+        def _times(self, problem, config):
+            return tuple(self.slow * time for time in super()._times(problem, config))
+
+    _, settled = run(Falling("measured", noise=0.001), tmp_path)
+    assert Config(settled.champion.config) == BEST
+    scores = settled.scores_ms
+    assert min(scores, key=scores.get) == BEST
+    ratio = scores[BEST] / scores[DEFAULT]
+    assert ratio == pytest.approx(fake_time_ms(PROBLEM, BEST) / fake_time_ms(PROBLEM, DEFAULT), rel=1e-2)
