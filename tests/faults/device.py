@@ -18,6 +18,9 @@ from harness.outcome import Measured, Samples
 from harness.worker import ProcessRunner
 from tests.fake_runner import fake_artifact, passing_proof, passing_verdict
 
+# Harmless, but long enough for whoever looks at a clock meanwhile.
+UNHURRIED = "takes its time"
+
 _sticky = {"lost": False}
 
 
@@ -130,5 +133,6 @@ def _fault(stage: str, folder: Path, config: Any) -> None:
         ("worker killed once", "measure"): lambda: kill() if _once(folder, "worker") else None,
         ("worker killed always", "measure"): kill,
         ("error that shows in the next candidate", "measure"): _poison,
+        (UNHURRIED, "measure"): lambda: time.sleep(0.6),
     }
     faults.get((str(config["act"]), stage), lambda: None)()

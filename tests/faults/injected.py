@@ -30,7 +30,7 @@ from harness.space import Config, Param, Space
 from harness.store import Journal, open_journal, read_journal
 from harness.tune import Budget, Settled, Task, Tried, tune
 from harness.worker import Job, Limits
-from tests.faults.device import PretendedRunner, pretend
+from tests.faults.device import UNHURRIED, PretendedRunner, pretend
 
 PROBLEM = parse_problem("b1 h1 s16 d16 fp16")
 IDENTITY = {"test": "faults"}
@@ -223,7 +223,7 @@ def damaged_tail(folder: Path, tail: bytes, name: str) -> Row:
 def clock_jump(folder: Path) -> Row:
     real, jumps = time.time, itertools.cycle([3600.0, -3600.0, 86400.0])
     with mock.patch("time.time", lambda: real() + next(jumps)):
-        records, settled = tune_in(folder, configs(CALM, CALM))
+        records, settled = tune_in(folder, configs(UNHURRIED, UNHURRIED))
     measured = sum(isinstance(record.outcome, Measured) for record in records)
     assert settled.champion is not None
     return Row(
