@@ -51,7 +51,9 @@ def run_show(options: argparse.Namespace) -> int:
     kernels = [workspace.check_stem(options.kernel)] if options.kernel else workspace.stems
     if options.failed:
         records = [record for path in _journals(options, workspace, kernels) for record in read_journal(path)[1]]
-        document = documents.ShowDocument(failures=report.failures(records))
+        # What was tried again has its last word only.
+        last = {(one.problem, frozenset(one.config.items()), one.role): one for one in records}
+        document = documents.ShowDocument(failures=report.failures(last.values()))
     else:
         wanted = find_target(options.target).name if options.target else None
         found = [(path, read_champions(path)) for path in sorted((workspace.results / "best").glob("*/*.json"))]

@@ -1,5 +1,6 @@
 """The whole tuner on a device that exists only here."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from harness.outcome import CompileFailed, Flaky, LaunchFailed, Proof, Pruned, T
 from harness.problem import parse_problem
 from harness.search import make_strategy, open_study
 from harness.space import Config, Param, Space
-from harness.store import Journal, open_journal, read_journal
+from harness.store import Journal, open_journal, open_memory_journal, read_journal
 from harness.tune import Budget, Settled, Task, Tried, tune
 from tests.fake_runner import FakeRunner, fake_artifact, fake_time_ms, wrong_proof, wrong_verdict
 
@@ -408,3 +409,37 @@ def test_a_clock_that_falls_during_the_screening_does_not_choose(tmp_path: Path)
     assert min(scores, key=scores.get) == BEST
     ratio = scores[BEST] / scores[DEFAULT]
     assert ratio == pytest.approx(fake_time_ms(PROBLEM, BEST) / fake_time_ms(PROBLEM, DEFAULT), rel=1e-2)
+
+
+class Logged(FakeRunner):
+    """Writes down when a compilation is begun, and when a candidate is measured."""
+
+    def __init__(self, mode) -> None:
+        super().__init__(mode)
+        self.log: list[tuple[str, Config]] = []
+
+    def compile(self, problem, config):
+        self.log.append(("compile", config))
+        return super().compile(problem, config)
+
+    def value(self, problem, config, passed, *, incumbent, depth):
+        self.log.append((f"value {depth}", config))
+        return super().value(problem, config, passed, incumbent=incumbent, depth=depth)
+
+
+def test_the_next_batch_compiles_while_one_is_measured_and_what_is_foreseen_too(tmp_path: Path) -> None:
+    from harness.ahead import InOrder
+    from harness.tune import AHEAD, BATCH, EXPECTED
+
+    def begun_before_the_first_time(strategy) -> int:
+        runner = Logged("measured")
+        task = Task(problem=PROBLEM, space=SPACE, default=SPACE.legal[0], strategy=strategy)
+        with closing(open_memory_journal({})) as journal:
+            *tried, _ = tune(task, runner, journal, budget=EVERYTHING, seed=0)
+        assert [Config(one.record.config) for one in tried] == list(SPACE.legal)
+        assert runner.calls["compile"] == len(SPACE.legal)
+        return [what for what, _ in runner.log].index("value screen")
+
+    assert begun_before_the_first_time(InOrder(SPACE.legal)) == AHEAD * BATCH + EXPECTED
+    chosen = make_strategy("exhaustive", SPACE, SPACE.legal[0], study=open_study("test"), seed=0)
+    assert begun_before_the_first_time(chosen) == AHEAD * BATCH
