@@ -28,7 +28,7 @@ BATCH = 4
 AHEAD = 2
 # Configs that compile although nobody has asked for them, where a strategy says what it is likely to ask for: proposals do not
 # depend on it, only the time that passes until they are compiled.
-EXPECTED = 8
+EXPECTED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
