@@ -255,7 +255,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     verbs = {
         "tune": commands.run_tune,
         "space": commands.run_space,
-        "doctor": commands.run_doctor,
+        "doctor": _load("showing").run_doctor,
     }
     return int(verbs[options.verb](options))
 

@@ -16,18 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import documents, report, report_show
+from harness import documents, report, report_portfolio
 from harness.champions import ChampionFile, KillRate
 from harness.crown import Origin, champion_of, toolchain_of
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
 from harness.keeping import save_champions
 from harness.outcome import Mode
+from harness.portfolio import Portfolio
 from harness.problem import Problem, parse_problem
+from harness.quarantine import Quarantine
 from harness.search import check_strategy, make_strategy, open_study
+from harness.several import tune_all
 from harness.space import Space
 from harness.store import Journal, open_journal
-from harness.tune import Budget, Settled, Task, Tried, tune
+from harness.tune import Budget, Settled, Task, Tried
 from harness.worker import Job, ProcessRunner, Runner
 from harness.workload import find_workload, problems_for
 from harness.workspace import (
@@ -43,8 +46,9 @@ DEFAULT_TARGET = "h200"
 
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
-    "binary", "bounds", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure", "operation",
-    "oracle", "outcome", "problem", "proof", "prune", "sensor", "stats", "timing", "tune", "verify", "worker", *SUITE_MODULES,
+    "binary", "bounds", "canary", "child", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure",
+    "operation", "oracle", "outcome", "problem", "proof", "prune", "selection", "sensor", "sensor_amd", "stats", "timing",
+    "trials", "tune", "verify", "worker", *SUITE_MODULES,
 )  # fmt: skip
 
 
@@ -77,13 +81,18 @@ def run_tune(options: argparse.Namespace) -> int:
         ]
         if not options.quiet:
             _announce(tasks, setting, journal, options)
-        settled = _run_tasks(tasks, runner, journal, budget, options)
+        settled, portfolio = _run_tasks(
+            tasks, runner, journal, (budget, _open_quarantine(options, workspace, setting)), options
+        )
     saved = keep_champions(settled, workspace, setting, options.kernel, draft=options.draft)
     if options.json:
         print_document(
-            "tune", documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path)
+            "tune",
+            documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path, portfolio),
         )
     else:
+        if portfolio is not None:
+            report.open_console(sys.stdout).print(report_portfolio.portfolio_lines(portfolio, setting.mode))
         summary = report.summary_lines(
             settled, shown_path(journal.path), shown_path(saved) if saved else None, setting.mode
         )
@@ -106,6 +115,15 @@ def _task(
     return Task(problem=problem, space=space, default=default, strategy=strategy)
 
 
+def _open_quarantine(options: argparse.Namespace, workspace: Workspace, setting: Setting) -> Quarantine:
+    """The candidates of this kernel that no tune here tries again, with this device and toolchain."""
+    scope = {
+        "kernel": options.kernel, "digest": workspace.kernel_digest(options.kernel), "device": setting.device.name,
+        "triton": package_version("triton"), "torch": package_version("torch"), "driver": setting.driver,
+    }  # fmt: skip
+    return Quarantine(runs_folder(options, workspace) / "quarantine.jsonl", scope)
+
+
 def _announce(tasks: Sequence[Task], setting: Setting, journal: Journal, options: argparse.Namespace) -> None:
     err = report.open_console(sys.stderr)
     err.print(report.heading(options.kernel, setting.device, setting.mode, [task.problem for task in tasks]))
@@ -117,21 +135,28 @@ def _announce(tasks: Sequence[Task], setting: Setting, journal: Journal, options
 
 
 def _run_tasks(
-    tasks: Sequence[Task], runner: Runner, journal: Journal, budget: Budget, options: argparse.Namespace
-) -> list[Settled]:
+    tasks: Sequence[Task],
+    runner: Runner,
+    journal: Journal,
+    bounds: tuple[Budget, Quarantine],
+    options: argparse.Namespace,
+) -> tuple[list[Settled], Portfolio | None]:
     out, err = report.open_console(sys.stdout), report.open_console(sys.stderr)
+    budget, quarantine = bounds
     total = None if budget.trials is None else sum(min(budget.trials, len(task.space.legal)) for task in tasks)
-    settled = []
+    settled: list[Settled] = []
+    portfolio = None
     with report.Bar(err, shown=err.is_terminal and not (options.quiet or options.no_progress), total=total) as bar:
-        for task in tasks:
-            for event in tune(task, runner, journal, budget=budget, seed=options.seed):
-                if isinstance(event, Tried):
-                    bar.step(event, runner.mode)
-                else:
-                    settled.append(event)
-                    if not options.json:
-                        out.print(report.settled_lines(event, runner.mode))
-    return settled
+        for event in tune_all(tasks, runner, journal, budget=budget, seed=options.seed, quarantine=quarantine):
+            if isinstance(event, Tried):
+                bar.step(event, runner.mode)
+            elif isinstance(event, Portfolio):
+                portfolio = event
+            else:
+                settled.append(event)
+                if not options.json:
+                    out.print(report.settled_lines(event, runner.mode))
+    return settled, portfolio
 
 
 def run_space(options: argparse.Namespace) -> int:
@@ -150,34 +175,6 @@ def run_space(options: argparse.Namespace) -> int:
     out = report.open_console(sys.stdout)
     for line in report.census_lines(problem, device, space.census, whys):
         out.print(line)
-    return 0
-
-
-def run_doctor(options: argparse.Namespace) -> int:
-    """`flashtune doctor`: what is here, and whether a measurement here could be trusted."""
-    from harness import probe
-
-    machine = probe.probe()
-    found = list(probe.trust(machine))
-    live = probe.live_device(machine)
-    workspace = _workspace_or_none(options.workspace)
-    document = documents.DoctorDocument(
-        trustworthy=live is not None and not any(finding.severity == "error" for finding in found),
-        mode="measured" if live else "estimated",
-        device=documents.DeviceDocument(name=live.name, arch=live.arch) if live else None,
-        workspace=str(workspace.root) if workspace else None,
-        kernels=tuple(workspace.stems) if workspace else (),
-        machine=machine,
-        findings=tuple(
-            documents.FindingDocument(severity=finding.severity, message=finding.message, hint=finding.hint)
-            for finding in found
-        ),
-    )
-    if options.json:
-        print_document("doctor", document)
-    else:
-        for line in report_show.doctor_lines(document):
-            report.open_console(sys.stdout).print(line)
     return 0
 
 
@@ -331,17 +328,6 @@ def keep_champions(
     if fresh is None:
         return None
     return save_champions(workspace.results, fresh, draft=draft or setting.mode != "measured")
-
-
-def _workspace_or_none(given: str | None) -> Workspace | None:
-    from harness.errors import WorkspaceError
-
-    try:
-        return find_workspace(given)
-    except WorkspaceError:
-        if given is not None:
-            raise
-        return None
 
 
 def shown_path(path: Path) -> str:

@@ -18,6 +18,7 @@ from harness.compare import Verdict
 from harness.device import DeviceFacts
 from harness.errors import WorkspaceError
 from harness.outcome import Estimated, Measured, Mode, Proof
+from harness.portfolio import Portfolio
 from harness.probe import Machine
 from harness.readiness import Readiness
 from harness.tune import Settled
@@ -77,14 +78,35 @@ class ProblemDocument:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class PortfolioMember:
+    """A config, and the problems that it serves: how many times longer than the best there it takes at most."""
+
+    config: ConfigValues
+    serves: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class PortfolioDocument:
+    """The fewest configs that keep every problem `within` of its own best (0.02 is 2 %), by measurement or by estimate as the
+    rest is. `exact` says that no fewer do; else they are at most `bound` times as many as needed."""
+
+    members: tuple[PortfolioMember, ...]
+    within: float
+    exact: bool
+    bound: float
+    unserved: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
 class TuneDocument:
-    """What `flashtune tune --json` prints. `journal` is the path of the run's journal."""
+    """What `flashtune tune --json` prints. `journal` is the path of the run's journal; several problems have a `portfolio`."""
 
     kernel: str
     device: DeviceDocument
     mode: Mode
     problems: tuple[ProblemDocument, ...]
     journal: str
+    portfolio: PortfolioDocument | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
@@ -256,7 +278,12 @@ def json_schema(name: str) -> dict[str, Any]:
 
 
 def tune_document(
-    kernel: str, device: DeviceFacts, mode: Mode, settled: Sequence[Settled], journal: Path
+    kernel: str,
+    device: DeviceFacts,
+    mode: Mode,
+    settled: Sequence[Settled],
+    journal: Path,
+    portfolio: Portfolio | None = None,
 ) -> TuneDocument:
     """What a tune found, as its document."""
     return TuneDocument(
@@ -265,6 +292,17 @@ def tune_document(
         mode=mode,
         problems=tuple(_problem_document(one, mode) for one in settled),
         journal=str(journal),
+        portfolio=None if portfolio is None else _portfolio_document(portfolio),
+    )
+
+
+def _portfolio_document(found: Portfolio) -> PortfolioDocument:
+    return PortfolioDocument(
+        members=tuple(PortfolioMember(config=dict(one.config), serves=one.serves) for one in found.members),
+        within=found.within,
+        exact=found.exact,
+        bound=found.bound,
+        unserved=found.unserved,
     )
 
 

@@ -28,10 +28,10 @@ from harness.store import read_journal
 from harness.tune import BATCH, Budget, Settled, Task, Tried, tune
 from harness.workspace import package_version
 
-# Trials of a champion's search; seconds that the next trials take at most, and the choice at the end (its proof, its final
-# measurement): with less left, they are not begun.
+# Trials of a champion's search; seconds that the next trials take at most, and the choice at the end (its race, its proof, its
+# final measurement): with less left, they are not begun.
 TRIALS = 24
-_NEXT_S, _SETTLE_S = 8.0, 60.0
+_NEXT_S, _SETTLE_S = 8.0, 80.0
 _CHUNK = 64
 _REPLAYS = 9
 Groups = Sequence[Sequence[str]]

@@ -1,4 +1,4 @@
-"""What the verbs `show`, `validate`, `diff` and `merge` do, given their parsed options: champion files, from anywhere."""
+"""What the verbs `show`, `validate`, `diff`, `merge` and `doctor` do, given their parsed options: what is here or was found."""
 
 import argparse
 import sys
@@ -20,6 +20,34 @@ from harness.workspace import Workspace, find_workspace, package_version
 FOUND = 1
 
 
+def run_doctor(options: argparse.Namespace) -> int:
+    """`flashtune doctor`: what is here, and whether a measurement here could be trusted."""
+    from harness import probe
+
+    machine = probe.probe()
+    found = list(probe.trust(machine))
+    live = probe.live_device(machine)
+    workspace = workspace_or_none(options)
+    document = documents.DoctorDocument(
+        trustworthy=live is not None and not any(finding.severity == "error" for finding in found),
+        mode="measured" if live else "estimated",
+        device=documents.DeviceDocument(name=live.name, arch=live.arch) if live else None,
+        workspace=str(workspace.root) if workspace else None,
+        kernels=tuple(workspace.stems) if workspace else (),
+        machine=machine,
+        findings=tuple(
+            documents.FindingDocument(severity=finding.severity, message=finding.message, hint=finding.hint)
+            for finding in found
+        ),
+    )
+    if options.json:
+        print_document("doctor", document)
+    else:
+        for line in report_show.doctor_lines(document):
+            report.open_console(sys.stdout).print(line)
+    return 0
+
+
 def run_show(options: argparse.Namespace) -> int:
     """`flashtune show`: champions of the workspace or of a file, or with `--failed` the failures of the journals by reason."""
     if options.what and (options.what.endswith(".json") or "/" in options.what):
@@ -30,7 +58,9 @@ def run_show(options: argparse.Namespace) -> int:
         workspace = find_workspace(options.workspace)
         paths = [path for stem in _kernels(options, workspace) for path in _journals(options, workspace, stem)]
         records = [record for path in paths for record in read_journal(path)[1]]
-        document = documents.ShowDocument(failures=report.failures(records))
+        # What was tried again has its last word only.
+        last = {(one.problem, frozenset(one.config.items()), one.role): one for one in records}
+        document = documents.ShowDocument(failures=report.failures(last.values()))
     else:
         document = documents.ShowDocument(champions=tuple(_champions(options)))
     if options.json:
