@@ -13,6 +13,7 @@ import optuna
 
 from harness.errors import BugError, UsageError, did_you_mean
 from harness.space import Config, Space
+from harness.surrogate import Surrogate
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -43,6 +44,8 @@ class Untried:
     def __init__(self, space: Space) -> None:
         self.space = space
         self.is_open = np.ones(len(space.legal), dtype=bool)
+        # NaN where nothing was told yet, infinite where a config failed.
+        self.value_ms = np.full(len(space.legal), np.nan)
         spans = np.maximum([len(param.values) - 1 for param in space.params], 1)
         rows = [list(_positions(space, config).values()) for config in space.legal]
         self.coordinates = np.array(rows, dtype=float).reshape(len(rows), len(space.params)) / spans
@@ -51,6 +54,9 @@ class Untried:
 
     def close(self, config: Config) -> None:
         self.is_open[self._index[config]] = False
+
+    def learn(self, config: Config, value_ms: float | None) -> None:
+        self.value_ms[self._index[config]] = np.inf if value_ms is None else value_ms
 
     def nearest(self, positions: Mapping[str, Any], rng: np.random.Generator) -> int:
         """The open config nearest to any assignment of positions, legal or not; ties are broken at random."""
@@ -99,25 +105,31 @@ def tpe(untried: Untried, rng: np.random.Generator, study: optuna.Study, trial: 
     return untried.nearest(sampled, rng) if sampled else untried.farthest(rng)
 
 
-STRATEGIES: Mapping[str, Proposer] = {"tpe": tpe, "random": random, "exhaustive": exhaustive}
-DEFAULT_STRATEGY = "tpe"
+# How to make one: some of them remember.
+STRATEGIES: Mapping[str, Callable[[], Proposer]] = {
+    "surrogate": Surrogate,
+    "tpe": lambda: tpe,
+    "random": lambda: random,
+    "exhaustive": lambda: exhaustive,
+}
+DEFAULT_STRATEGY = "surrogate"
 
 
 class StudyStrategy:
     """A strategy whose trials live in an optuna study: every ask opens a trial there, every tell closes it.
 
-    `default` is proposed first. The same seed and the same answers give the same proposals.
+    `default`, if there is one, is proposed first. The same seed and the same answers give the same proposals.
     """
 
     def __init__(
-        self, propose: Proposer, space: Space, default: Config, *, study: optuna.Study, rng: np.random.Generator
+        self, propose: Proposer, space: Space, default: Config | None, *, study: optuna.Study, rng: np.random.Generator
     ) -> None:
         self._study = study
         self._untried = Untried(space)
         self._distributions = _distributions(space)
         self._open: dict[Config, int] = {}
         study.sampler = _LegalSampler(propose, self._untried, rng)
-        if space.legal:
+        if space.legal and default is not None:
             study.enqueue_trial(_positions(space, space.check(default)))
 
     def ask(self, count: int) -> list[Config]:
@@ -132,6 +144,7 @@ class StudyStrategy:
         return asked
 
     def tell(self, config: Config, value_ms: float | None) -> None:
+        self._untried.learn(config, value_ms)
         state = optuna.trial.TrialState.FAIL if value_ms is None else optuna.trial.TrialState.COMPLETE
         self._study.tell(self._open.pop(config), value_ms, state=state)
 
@@ -169,9 +182,12 @@ def check_strategy(name: str) -> str:
     return name
 
 
-def make_strategy(name: str, space: Space, default: Config, *, study: optuna.Study, seed: int) -> Strategy:
-    """A strategy by name. Raises `UsageError` for a name that it does not know."""
-    return StudyStrategy(STRATEGIES[check_strategy(name)], space, default, study=study, rng=np.random.default_rng(seed))
+def make_strategy(
+    name: str, space: Space, default: Config | None, *, study: optuna.Study, seed: int
+) -> Strategy:
+    """A strategy by name, which proposes `default` first if there is one. Raises `UsageError` for a name that it does not know."""
+    propose = STRATEGIES[check_strategy(name)]()
+    return StudyStrategy(propose, space, default, study=study, rng=np.random.default_rng(seed))
 
 
 def open_study(name: str, storage: Path | None = None) -> optuna.Study:
