@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from harness import inputs, oracle
+from harness import inputs, oracle, paging
 from harness.errors import UsageError
 from harness.foreign import Foreign
 from harness.inputs import Placement
@@ -122,11 +122,8 @@ def kernel_subject(kernel: Kernel, case: Case, *, device: str = "cpu") -> Kernel
 
 def structured(case: Case) -> bool:
     """Whether roundings may add up, so that only the worst-case bound holds."""
-    return (
-        inputs.recipe_for(case.recipe).structured
-        or bool(case.patches)
-        or any(lie.expanded for lie in case.lies.values())
-    )
+    shared = any(lie.expanded for lie in case.lies.values())
+    return inputs.recipe_for(case.recipe).structured or bool(case.patches) or shared
 
 
 def _placed(case: Case, name: str, values: Tensor) -> Tensor:
@@ -138,8 +135,9 @@ def _placement(case: Case, name: str) -> Placement:
     lie = case.lies.get(name)
     if lie is None:
         return inputs.placement_for(case.asked.layout, axes)
-    # A log-sum-exp has no head dim, sinks have one axis.
-    order = tuple("bhsd".index(letter) for letter in lie.layout if "bhsd".index(letter) < axes)
+    # A log-sum-exp has no head dim, sinks have one axis; of two axes one layout exchanges them.
+    letters = "hb" if axes == 2 and lie.layout == "sbhd" else lie.layout
+    order = tuple("bhsd".index(letter) for letter in letters if "bhsd".index(letter) < axes)
     return Placement(order=order, row_padding=lie.row_padding, shift=lie.shift, expanded=lie.expanded)
 
 
@@ -203,11 +201,11 @@ Problems = Callable[[Dtype, Sequence[int]], st.SearchStrategy[Problem]]
 
 
 def problem_strategies(pass_: Pass, variants: Sequence[str]) -> Problems:
-    """By dtype and tile sides, problems of a pass; a third of them plain, and others with up to three of `variants`."""
+    """By dtype and tile sides, problems of a pass: a third or a half plain, others with up to three of `variants`."""
 
     def problems(dtype: Dtype, sides: Sequence[int]) -> st.SearchStrategy[Problem]:
         plain = problem_strategy(pass_, dtype, sides)
-        return plain | _varied(plain, variants, sides) | _varied(plain, variants, sides) if variants else plain
+        return st.one_of(plain, *(_varied(plain, variants, sides) for _ in variants[:2]))
 
     return problems
 
@@ -218,9 +216,10 @@ def _varied(
 ) -> Problem:
     problem = draw(plain)
     chosen = draw(st.lists(st.sampled_from(variants), min_size=1, max_size=_MOST_VARIANTS, unique=True))
-    if "bias" in chosen and "softcap" in variants and "softcap" not in chosen and draw(st.booleans()):
-        # A bias is added behind the softcap, which neither shows alone.
-        chosen.append("softcap")
+    # A bias is added behind the softcap; rows that a mask leaves empty have a weight only with a sink.
+    for one, several in (("softcap", {"bias"}), ("sinks", {"chunk", "documents", "mask"})):
+        if one in variants and one not in chosen and several.intersection(chosen) and draw(st.booleans()):
+            chosen.append(one)
     if "dropout" in chosen:
         # Random numbers take as long in the interpreter as all the rest.
         heads = min(problem.kv_heads, 2)
@@ -230,7 +229,7 @@ def _varied(
         if draw(st.booleans()):
             # Sequences end anywhere, also where all of them together fill their tiles.
             problem = problem.replace(kv_len=-(-problem.kv_len // sides[-1]) * sides[-1])
-        chosen = [name for name in chosen if name not in ("bias", "mask")]
+        chosen = [name for name in chosen if name not in ("bias", "mask", "paged")]
     return problem.replace(**{name: draw(_VARIANTS[name](sides)) for name in chosen})
 
 
@@ -248,6 +247,7 @@ _VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
     "documents": lambda sides: st.just(value=True),
     "mask": lambda sides: st.sampled_from(_SOME),
     "packed": lambda sides: st.sampled_from((3, 1, 2, 5)),
+    "paged": lambda sides: st.sampled_from((16, 3, 1, 32, 5, 64, *sides)),
     "lse_grad": lambda sides: st.just(value=True),
 }
 
@@ -278,13 +278,17 @@ def _cases(
     dtype = draw(st.sampled_from([name for name in _DTYPES if name in configs]))
     config = draw(st.sampled_from(configs[dtype]))
     problem = shape(draw(problems(dtype, _sides(config))))
+    if described(config, ("k",)):
+        problem = paging.describable(problem, config)
     operation = operation_for(problem)
     # Descriptors need aligned rows of stride 1, so what a config asks them for lies as the layout says.
-    bound = (*described(config, operation.tensors), *inputs.FIXED)
+    bound = (*described(config, operation.tensors), *inputs.LINED)
     free = tuple(name for name in operation.tensors if name not in bound)
     drawn = tuple(name for name in operation.inputs if name not in ("out", "lse", *inputs.FIXED))
+    alone = paging.POOLS if problem.paged is not None else ()  # pages are never all the same
     ranks = {name: len(shape) for name, (shape, _) in shapes(problem).items()}
-    lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in drawn))) is not None}
+    shared = {*drawn} - {*alone}
+    lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in shared))) is not None}
     patch = st.builds(
         Patch, tensor=st.sampled_from(drawn), position=st.integers(0, 4096), value=st.sampled_from(_PATCH_VALUES)
     )
@@ -311,7 +315,8 @@ def problem_strategy(draw: st.DrawFn, pass_: Pass, dtype: Dtype, sides: Sequence
     head_dim = draw(st.sampled_from(HEAD_DIMS))
     # Without a band blocks are visible as a whole, with one few of them are.
     banded = draw(st.sampled_from((False, True, True)))
-    bound = st.none() | length | st.integers(0, 9) if banded else st.none()
+    wide = st.integers(2 * sides[0] - 1, 3 * sides[0])  # Whole blocks lie between the edges of such a window.
+    bound = st.none() | length | st.integers(0, 9) | wide if banded else st.none()
     causal = banded and draw(st.booleans())
     steps = -(-q_len // min(sides)) * -(-kv_len // min(sides))
     batch, kv_heads, group = draw(
@@ -368,7 +373,8 @@ def like(wanted: Problem) -> Shape:
 def _lengths(sides: Sequence[int]) -> st.SearchStrategy[int]:
     near = sorted({side * times + step for side in sides for times in (1, 2) for step in (-1, 0, 1)} | {0, 1, 2, 3})
     # Nothing at all is drawn now and then; more often it would displace what has elements.
-    return st.sampled_from([length for length in near if 0 < length <= _LIMIT] + [0]) | st.integers(1, max(sides) + 8)
+    anywhere = st.integers(1, min(max(sides[-1], 4 * sides[0]) + 8, _LIMIT))
+    return st.sampled_from([length for length in near if 0 < length <= _LIMIT] + [0]) | anywhere
 
 
 @st.composite

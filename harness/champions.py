@@ -6,8 +6,6 @@ to write a file that it cannot read back.
 """
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,7 +14,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from harness.compare import Verdict
-from harness.errors import MachineError, WorkspaceError
+from harness.errors import WorkspaceError
+from harness.files import write_whole
 from harness.outcome import Binary, Estimated, Measured, Mode, Proof
 from harness.tune import Settled
 
@@ -100,6 +99,7 @@ class ChampionFile:
     champions: tuple[Champion, ...]
 
 
+CHAMPION: TypeAdapter[Champion] = TypeAdapter(Champion)
 CHAMPION_FILES: TypeAdapter[ChampionFile] = TypeAdapter(ChampionFile)
 
 
@@ -149,24 +149,12 @@ def _yields(older: Champion, fresh: Champion) -> bool:
 
 def write_champions(path: Path, champions: ChampionFile) -> None:
     """Write a champion file so that a reader sees the old one or the new one, whole. Raises `MachineError`."""
-    content = CHAMPION_FILES.dump_json(champions, indent=1) + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise MachineError(
-            f"cannot write the champions to {path}: {error.strerror}",
-            hint="nothing is lost: they are in the journal; make room and run the same command again",
-        ) from error
+    write_whole(
+        path,
+        CHAMPION_FILES.dump_json(champions, indent=1) + b"\n",
+        what=f"the champions to {path}",
+        hint="nothing is lost: they are in the journal; make room and run the same command again",
+    )
 
 
 def save_champions(path: Path, fresh: Iterable[Champion], *, device: str, arch: str, kernel: str) -> ChampionFile:

@@ -5,11 +5,12 @@ valid). An error reads `error: ...`, a blank line, `hint: ...`; a traceback appe
 """
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from harness import __version__
 from harness.errors import HarnessError, MachineError, UsageError
@@ -55,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     space.add_argument("--target", metavar="T", help="device (default: h200)")
 
     _add_provers(verbs)
-    _verb(verbs, "doctor", "what is on this machine, and whether a measurement here could be trusted")
+    _add_campaign(verbs)
+    doctor = _verb(verbs, "doctor", "what is on this machine, and whether a measurement here could be trusted")
+    doctor.add_argument("--campaign", action="store_true", help="what a campaign would lack here")
+    doctor.add_argument("--out", metavar="DIR", help="with --campaign: the folder that it would write to")
 
     show = _verb(verbs, "show", "champions; with --failed the failures of the journals by reason")
     show.add_argument("kernel", metavar="KERNEL", nargs="?")
@@ -74,6 +78,9 @@ def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     fuzz.add_argument("--profile", metavar="P", help="pr, nightly, gpu, mutation, repro: stock time, cases and judges")
     fuzz.add_argument("--sanitize", metavar="T", help="on a GPU: memcheck, racecheck, initcheck or synccheck")
     fuzz.add_argument("--time", metavar="T", help="how long, e.g. 90s, 10m (default: 60s, or as the profile says)")
+    fuzz.add_argument(
+        "--corpus", metavar="DIR", help="where counterexamples are kept, and asked first (default: results)"
+    )
     fuzz.add_argument("--cases", metavar="N", type=_positive, help="at most so many cases")
     fuzz.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
 
@@ -84,13 +91,42 @@ def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     mutants.add_argument("kernel", metavar="KERNEL")
     mutants.add_argument("--only", metavar="WORD", action="append", help="mutants with this in their name; repeatable")
     mutants.add_argument(
-        "--cases", metavar="N", type=_positive, default=480, help="at most so many each (default: 480)"
+        "--cases", metavar="N", type=_positive, default=640, help="at most so many each (default: 640)"
     )
     mutants.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
     mutants.add_argument("--jobs", metavar="N", type=_positive, default=2, help="mutants at a time (default: 2)")
     mutants.add_argument(
         "--compare", action="store_true", help="show them to the gate and to other projects' criteria too"
     )
+
+
+def _add_campaign(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    campaign = _verb(verbs, "campaign", "all that is worth knowing of a new GPU, part by part; run again to go on")
+    campaign.add_argument("--out", metavar="DIR", required=True, help="what was found, and what is done")
+    campaign.add_argument("--minutes", metavar="N", type=_minutes, help="how long this run may take, e.g. 9.5")
+    campaign.add_argument(
+        "--only", metavar="STEP", action="append", help="truth, spaces, champions, beside, judging; repeatable"
+    )
+    campaign.add_argument("--keep", action="store_true", help="count what older versions of the judges measured")
+    campaign.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same questions (default: 0)")
+    campaign.add_argument("--jobs", metavar="N", type=_positive, help="compiling children (default: all cores but 2)")
+    campaign.add_argument("--answers", action="store_true", help="record the interpreter's answers; needs no GPU")
+    campaign.add_argument("--target", metavar="T", help="with --answers: the device of the campaign (default: h200)")
+    campaign.add_argument(
+        "--adopt", action="store_true", help="keep its champions, spaces and counterexamples in this workspace"
+    )
+    campaign.add_argument("--draft", action="store_true", help="with --adopt: champions as drafts that git ignores")
+
+
+def _minutes(text: str) -> float:
+    """Minutes, more than 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"`{text}` is no number of minutes")
+    return found
 
 
 def _count(text: str) -> int:
@@ -145,22 +181,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    from harness import commands
+    if options.verb == "doctor" and options.campaign:
+        # It says what is missing, so it needs nothing that may be.
+        from harness import readiness
 
+        return readiness.run_doctor(options)
+    commands = _load("commands")
     if options.verb in ("fuzz", "replay", "mutants"):
         # Judges need torch, triton and hypothesis, which the other verbs do without.
         commands.require_packages("torch", "triton", "hypothesis")
-        from harness import mutating, proving
-
+        mutating, proving = _load("mutating"), _load("proving")
         provers = {"fuzz": proving.run_fuzz, "replay": proving.run_replay, "mutants": mutating.run_mutants}
-        return provers[options.verb](options)
+        return int(provers[options.verb](options))
+    if options.verb == "campaign":
+        return int(_load("campaigning").run_campaign(options))
     verbs = {
         "tune": commands.run_tune,
         "space": commands.run_space,
         "doctor": commands.run_doctor,
         "show": commands.run_show,
     }
-    return verbs[options.verb](options)
+    return int(verbs[options.verb](options))
+
+
+def _load(name: str) -> Any:
+    """A module of ours. What it needs and is not installed is said in words."""
+    try:
+        return importlib.import_module(f"harness.{name}")
+    except ModuleNotFoundError as missing:
+        raise MachineError(
+            f"the package `{missing.name}` is not installed in {sys.prefix}",
+            hint="run `make setup`; `flashtune doctor --campaign` lists all that is missing",
+        ) from missing
 
 
 def _explain(error: HarnessError) -> None:

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from harness import documents, report, report_show
-from harness.champions import Environment, KillRate, champion_of, champion_path, read_champions, save_champions
+from harness.champions import (
+    Champion,
+    Environment,
+    KillRate,
+    champion_of,
+    champion_path,
+    read_champions,
+    save_champions,
+)
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
 from harness.outcome import Mode
@@ -70,7 +78,7 @@ def run_tune(options: argparse.Namespace) -> int:
         if not options.quiet:
             _announce(tasks, setting, journal, options)
         settled = _run_tasks(tasks, runner, journal, budget, options)
-    saved = _save(settled, workspace, setting, options)
+    saved = keep_champions(settled, workspace, setting, options.kernel, draft=options.draft)
     if options.json:
         print_document(
             "tune", documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path)
@@ -263,6 +271,11 @@ def live_device() -> DeviceFacts | None:
     return _live_device()[0]
 
 
+def here() -> tuple[DeviceFacts | None, str | None]:
+    """The GPU that is here, if Triton can compile for it, and its driver."""
+    return _live_device()
+
+
 def _live_device() -> tuple[DeviceFacts | None, str | None]:
     # Asking torch costs seconds; where the kernel driver has made no device node there is nothing to ask for.
     if not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")):
@@ -290,24 +303,28 @@ def _runs(options: argparse.Namespace, workspace: Workspace) -> Path:
 
 def _open_run(options: argparse.Namespace, workspace: Workspace, setting: Setting) -> Journal:
     """The journal of everything that depends on the same kernel, device, toolchain and judge."""
-    identity = {
-        "kernel": options.kernel,
-        "device": setting.device.name,
-        "arch": setting.device.arch,
-        "mode": setting.mode,
-        "driver": setting.driver,
-        "triton": package_version("triton"),
-        "torch": package_version("torch"),
-        "kernel_digest": workspace.kernel_digest(options.kernel),
-        "judge_digest": digest_modules(_JUDGES),
-        "gate_seed": options.seed,
-    }
+    identity = {**journal_identity(options.kernel, workspace, setting, options.seed), "driver": setting.driver}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{options.kernel}-{setting.device.name}-{setting.mode}-{digest}.jsonl"
     journal = open_journal(_runs(options, workspace) / name, identity)
     # The study is rebuilt from the journal, whose lock is ours; a log that was cut in the middle of a line is of no use.
     journal.path.with_suffix(".optuna.log").unlink(missing_ok=True)
     return journal
+
+
+def journal_identity(kernel: str, workspace: Workspace, setting: Setting, seed: int) -> dict[str, Any]:
+    """What every record of a kernel depends on, beside the driver."""
+    return {
+        "kernel": kernel,
+        "device": setting.device.name,
+        "arch": setting.device.arch,
+        "mode": setting.mode,
+        "triton": package_version("triton"),
+        "torch": package_version("torch"),
+        "kernel_digest": workspace.kernel_digest(kernel),
+        "judge_digest": digest_modules(_JUDGES),
+        "gate_seed": seed,
+    }
 
 
 def _journals(options: argparse.Namespace, workspace: Workspace, kernels: Sequence[str]) -> list[Path]:
@@ -322,36 +339,35 @@ def package_version(package: str) -> str | None:
         return None
 
 
-def _save(
-    settled: Sequence[Settled], workspace: Workspace, setting: Setting, options: argparse.Namespace
-) -> Path | None:
-    """Keep the champions: measured ones where they are reviewed and committed, all others as drafts."""
-    digest = workspace.kernel_digest(options.kernel)
+def champions_of(
+    settled: Sequence[Settled], workspace: Workspace, setting: Setting, kernel: str
+) -> tuple[Champion, ...]:
+    """The champions of settled problems as they are stored, each with its certificate."""
+    digest = workspace.kernel_digest(kernel)
 
     def kill_rate(suite: str) -> KillRate | None:
-        return documents.kill_rate(workspace.results, options.kernel, suite=suite, kernel_digest=digest)
+        return documents.kill_rate(workspace.results, kernel, suite=suite, kernel_digest=digest)
 
-    fresh = [
-        champion
-        for one in settled
-        if (champion := champion_of(one, setting.mode, _environment(one, workspace, setting, options), kill_rate))
-    ]
+    def environment(one: Settled) -> Environment:
+        return Environment(
+            toolchain=f"triton {package_version('triton')}", torch=package_version("torch"), driver=setting.driver,
+            kernel_digest=digest, space_digest=one.space.fingerprint,
+        )  # fmt: skip
+
+    found = (champion_of(one, setting.mode, environment(one), kill_rate) for one in settled)
+    return tuple(champion for champion in found if champion is not None)
+
+
+def keep_champions(
+    settled: Sequence[Settled], workspace: Workspace, setting: Setting, kernel: str, *, draft: bool
+) -> Path | None:
+    """Keep the champions: measured ones where they are reviewed and committed, all others as drafts."""
+    fresh = champions_of(settled, workspace, setting, kernel)
     if not fresh:
         return None
-    draft = options.draft or setting.mode != "measured"
-    path = champion_path(workspace.results, setting.device.name, options.kernel, draft=draft)
-    save_champions(path, fresh, device=setting.device.name, arch=setting.device.arch, kernel=options.kernel)
+    path = champion_path(workspace.results, setting.device.name, kernel, draft=draft or setting.mode != "measured")
+    save_champions(path, fresh, device=setting.device.name, arch=setting.device.arch, kernel=kernel)
     return path
-
-
-def _environment(settled: Settled, workspace: Workspace, setting: Setting, options: argparse.Namespace) -> Environment:
-    return Environment(
-        toolchain=f"triton {package_version('triton')}",
-        torch=package_version("torch"),
-        driver=setting.driver,
-        kernel_digest=workspace.kernel_digest(options.kernel),
-        space_digest=settled.space.fingerprint,
-    )
 
 
 def _workspace_or_none(given: str | None) -> Workspace | None:

@@ -1,11 +1,12 @@
 """Candidate to artifact: really compile every launch for a target, whether or not such a GPU is here.
 
 Runs inside a worker, in a process in which Triton is not interpreting; the caller decides Triton's cache folder.
-Refuses to launch anything, to allocate anything (tensors are on the `meta` device), and to say "failed" of an error
+Refuses to launch anything, to allocate anything that lasts (tensors are on the `meta` device), and to say "failed" of an error
 that no compiler raised: such an error propagates, for it is a bug of ours or of the kernel file. A compiler that aborts
 takes its process with it, which the caller sees.
 """
 
+import contextlib
 import inspect
 import os
 import re
@@ -13,7 +14,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,8 @@ from triton.runtime.errors import OutOfResources, PTXASError
 from harness.binary import read_binary
 from harness.device import DeviceFacts
 from harness.errors import BugError
-from harness.inputs import DTYPES, placement_for
+from harness.gate_cases import gate_cases
+from harness.inputs import DTYPES, placement_for, unwritten
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.outcome import Artifact, Binary, CompileFailed
 from harness.problem import Layout, Problem
@@ -61,7 +63,7 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
     """
     if knobs.runtime.interpret:
         raise BugError("asked to compile where Triton interprets", hint="compile in a worker of its own")
-    with _target(device), _compiler_log() as log:
+    with compiling_for(device), _compiler_log() as log:
         try:
             binaries, compile_ms = _compile(meta_launches(kernel, problem, config, device))
         except _REFUSAL_TYPES as refusal:
@@ -73,10 +75,35 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
     return Artifact(binaries=binaries, toolchain=toolchain(device), compile_ms=compile_ms)
 
 
+def compile_gate(kernel: Any, problem: Problem, config: Config, device: DeviceFacts) -> None:
+    """Leave in Triton's cache what the gate on a device launches to judge `config`; what the compiler refuses, it meets again
+    there."""
+    with compiling_for(device), _compiler_log():
+        for case in gate_cases(problem, config, unit=True):
+            lies = case.placements()
+            tensors = {
+                name: unwritten(name, shape, DTYPES[dtype], lies[name], device="meta").view
+                for name, (shape, dtype) in shapes(case.problem).items()
+            }
+            with contextlib.suppress(*_REFUSAL_TYPES, RuntimeError, ValueError):
+                for launch in _launches(kernel, case.problem, config, tensors, device):
+                    launch.kernel.warmup(grid=launch.grid, **launch.args, **launch.constants, **launch.options)
+
+
 def meta_launches(kernel: Any, problem: Problem, config: Config, device: DeviceFacts | None = None) -> Sequence[Any]:
     """The launches (`kernels.launch.Launch`) that `config` makes for `problem` on `device`, on `meta` tensors, which hold
     nothing. A kernel whose grid depends on the device is told its multiprocessors."""
     tensors = {name: _empty(shape, dtype, problem.layout) for name, (shape, dtype) in shapes(problem).items()}
+    return _launches(kernel, problem, config, tensors, device)
+
+
+def _launches(
+    kernel: Any,
+    problem: Problem,
+    config: Config,
+    tensors: Mapping[str, torch.Tensor],
+    device: DeviceFacts | None,
+) -> Sequence[Any]:
     inputs = {name: tensors[name] for name in operation_for(problem).inputs}
     scratch = {
         name: torch.empty(shape, dtype=dtype, device="meta")
@@ -154,23 +181,19 @@ class _AbsentDriver:
 
 
 @contextmanager
-def _target(device: DeviceFacts) -> Iterator[None]:
-    """Make Triton compile for `device`: with the driver that is here if it is of that kind, else with a stand-in."""
+def compiling_for(device: DeviceFacts) -> Iterator[None]:
+    """Make Triton compile for `device`, with a stand-in for its driver also where such a GPU is here.
+
+    The code and its place in the cache are the same. A real driver would make a context on the GPU in each of many compiling
+    processes, which takes its memory, and address space beyond what such a process may use.
+    """
     arch = device.compute_capability if device.vendor == "cuda" else device.arch
-    wanted = GPUTarget(device.vendor, arch, device.warp_size)
-    try:
-        present = driver.active
-        found = present.get_current_target()
-    except RuntimeError:  # Triton's word for "there is no GPU here"
-        present, found = None, None
-    if found == wanted:
-        yield
-        return
-    driver.set_active(cast("Any", _AbsentDriver(wanted)))
+    driver.set_active(cast("Any", _AbsentDriver(GPUTarget(device.vendor, arch, device.warp_size))))
     try:
         yield
     finally:
-        driver.set_active(cast("Any", present))
+        # Whoever asks next gets the driver that is here, if there is one.
+        driver.set_active(cast("Any", None))
 
 
 @contextmanager

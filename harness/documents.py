@@ -17,6 +17,7 @@ from harness.device import DeviceFacts
 from harness.errors import WorkspaceError
 from harness.outcome import Estimated, Measured, Mode, Proof
 from harness.probe import Machine
+from harness.readiness import Readiness
 from harness.tune import Settled
 
 _DOCUMENT = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=True)
@@ -199,6 +200,34 @@ class MutantsDocument:
     criteria: tuple[CriterionDocument, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class CampaignStep:
+    """A step of a campaign: how many parts it has, and what became of them; those of no count are open. `seconds` of all runs."""
+
+    parts: int
+    done: int
+    partial: int
+    failed: int
+    skipped: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class CampaignDocument:
+    """What `flashtune campaign --json` prints. `ended` is how the last run ended; `wrong` says in words what speaks against our
+    kernels; `files` are those of `folder` with their bytes, of which `campaign.json` holds every number."""
+
+    folder: str
+    device: str
+    arch: str
+    runs: int
+    seconds: float
+    ended: str
+    steps: Mapping[str, CampaignStep]
+    wrong: tuple[str, ...]
+    files: Mapping[str, int]
+
+
 DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "tune": TypeAdapter(TuneDocument),
     "space": TypeAdapter(SpaceDocument),
@@ -207,6 +236,8 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "fuzz": TypeAdapter(FuzzDocument),
     "replay": TypeAdapter(ReplayDocument),
     "mutants": TypeAdapter(MutantsDocument),
+    "campaign": TypeAdapter(CampaignDocument),
+    "readiness": TypeAdapter(Readiness),
 }
 
 

@@ -55,6 +55,10 @@ class JournalError(MachineError):
     """A journal cannot be used: not ours, of another device, damaged before its last line, or in use."""
 
 
+class OutOfTimeError(HarnessError):
+    """The time that was given ended before what was asked. Nothing is wrong: what was finished before is kept."""
+
+
 class BugError(HarnessError):
     """FlashTune broke one of its own invariants."""
 
@@ -67,3 +71,9 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     if close:
         return f"did you mean `{close[0]}`?"
     return "known: " + ", ".join(known) if known else "there are none"
+
+
+def first_line(error: BaseException) -> str:
+    """The type of what was raised, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

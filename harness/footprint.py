@@ -198,6 +198,13 @@ class Memory:
                 other.quiet = bool((other.state(region.owner) == GIVEN).all())
         return made
 
+    def empty(self, tensor: Tensor, holes: Tensor) -> None:
+        """Take the elements of a remembered input where `holes` (bool, in its shape) is true for memory that nobody wrote."""
+        found = self._by_identity[_identity(tensor)]
+        if bool(holes.any()):
+            found.state(found.region.owner)[holes.numpy()] = MADE
+            found.quiet = False
+
     def reach(self, addresses: Array, mask: Any, width: int, *, writes: bool) -> Reach:
         """Sort the active lanes of an access of `width` bytes by footprint, and refuse those that reach no element."""
         mask = np.asarray(mask, dtype=bool)

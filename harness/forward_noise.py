@@ -12,6 +12,8 @@ A kernel computes softmax(s + x) for some errors x of the exponents, so
 - Rescaling by exp2(m_old - m): exactly 1 where the maximum does not grow, exactly 0 in the first block, so at most
   blocks - 1 of them round. An error t of one is x_j = t for the keys S before it. sum_S P_j (V_j - O) is the covariance of V
   with an indicator, whose deviation is at most 1/2: e spread / 2. Shifts of the arguments add up to m - m_j <= m - s_j.
+- A kernel that rescales only once the maximum has risen by more than a lag L shifts by what is up to L below it: one more u L
+  of each exponent, and of the shifts; its z is up to e^L times larger, and log(z) rounds like what is L larger.
 - The normaliser z, relative to itself: n - 1 additions of n positive numbers and one product for each rescaling.
 - The accumulator: a sum of n products and one product for each rescaling. No partial sum, in whatever order, exceeds the
   positive or the negative part of the whole sum: (sum |x| + |sum x|) / 2.
@@ -114,10 +116,11 @@ def forward_weights(block: oracle.Rows, terms: Terms) -> ForwardWeights:
     if block.sink is not None:
         rescaled = rescaled + block.visible.any(-1)
     # How far a shift was below the last one: its share of the roundings is common to the keys of a block.
-    drift = (
-        terms.contract.accumulate * finite(block.scores - block.maximum.unsqueeze(-1)) * (rescaled > 0).unsqueeze(-1)
-    )
+    unit, lag = terms.contract.accumulate, terms.contract.lag
+    drift = unit * (finite(block.scores - block.maximum.unsqueeze(-1)) + lag) * (rescaled > 0).unsqueeze(-1)
     exponent = exponent_noise(block, block.maximum, terms) + steady(drift)
+    if lag:
+        exponent += single(torch.full_like(drift, unit * lag))
     return ForwardWeights(
         exponent=exponent.scaled(growth(exponent)), seen=block.visible.sum(-1).double(), rescaled=rescaled
     )
@@ -193,7 +196,7 @@ def lse_noise(block: oracle.Rows, weights: ForwardWeights, terms: Terms) -> Nois
     """Of lse (n, r): its sum with the maximum rounds, ln(2) does, and their product."""
     contract = terms.contract
     size = finite(block.lse)
-    logarithm = block.total.clamp(min=1.0).log().clamp(min=math.log(2.0))
+    logarithm = block.total.clamp(min=1.0).log().clamp(min=math.log(2.0)) + contract.lag
     constant = (block.weights * signed(block.scores)).sum(-1)
     return (
         weights.exponent.scaled(block.weights).total()

@@ -27,6 +27,8 @@ from harness.worker import child_environment, describe_exit
 
 # A case takes seconds in the interpreter at the very most, imports at the start of a child a little longer.
 HANG_S = 90.0
+# A sanitizer makes everything many times slower, the start of a process on a GPU above all.
+_WATCHED_HANG_S = 300.0
 _LOG_TAIL = 1500
 # Hypothesis remembers constants of the code; not in the folder of whoever runs us.
 _HYPOTHESIS = {"HYPOTHESIS_STORAGE_DIRECTORY": str(Path(tempfile.gettempdir()) / "flashtune-hypothesis")}
@@ -204,11 +206,12 @@ class _Child:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Events until the child ends; one that says nothing for too long is killed."""
+        patience = _WATCHED_HANG_S if self._plan.sanitize else HANG_S
         while True:
             try:
-                line = self._lines.get(timeout=HANG_S)
+                line = self._lines.get(timeout=patience)
             except queue.Empty:
-                self.died = f"no answer within {HANG_S:.0f} seconds"
+                self.died = f"no answer within {patience:.0f} seconds"
                 return
             if line is None:
                 break

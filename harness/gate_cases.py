@@ -18,7 +18,7 @@ from harness.inputs import Placement
 from harness.operation import operation_for
 from harness.problem import Problem
 from harness.space import Value
-from harness.subject import described, most_splits
+from harness.subject import described, lag_of, most_splits
 
 Lies = Literal["plain", "unit", "any"]
 
@@ -54,6 +54,8 @@ _ODD: Mapping[str, tuple[tuple[int, ...], int]] = {
     "kv_documents": ((1, 0), 1),
     "q_starts": ((0,), 0),
     "kv_starts": ((0,), 0),
+    "block_table": ((1, 0), 3),
+    "kv_lengths": ((0,), 0),
 }
 # Triton compiles other code for strides that 16 does not divide, and descriptors need rows of whole 16 bytes.
 _ALIGNED = 16
@@ -113,16 +115,18 @@ class GateCase:
 
 
 def gate_cases(problem: Problem, config: Mapping[str, Value], *, unit: bool = False) -> tuple[GateCase, ...]:
-    """What a candidate is asked, depending on the family and on the config's tile sides only, and whether it uses descriptors.
+    """What a candidate is asked, depending on the family and on the config's tile sides only, and whether it uses descriptors or
+    a lag.
 
-    Same pass, dtype, head dims, layout, scale, kind of mask and alignment, in four questions:
+    Same pass, dtype, head dims, layout, scale, kind of mask and alignment, in four questions, or five:
     - *like*: lengths and windows that the tiles divide just when they divide the real ones, with tiles inside the mask, and
       with two blocks in some parts where keys are divided; the only one whose tensors lie as the real ones do;
     - *ragged*: more queries than keys, so some see nothing in a causal problem, and all heads of a group. Forward, the
-      output counts the keys that were seen, which is exact;
+      output counts the keys that were seen, which is exact; two sequences where keys are paged, as lengths then differ;
     - *ragged* again, with ordinary values, and windows one key narrower: a kernel that remembers a call is wrong here;
     - *short*: fewer queries than keys, and lengths at which a bound hides a single key; two batches, and two key/value heads
       if there is more than one. Forward, all scores lie far below 0.
+    - *like* once more, with scores of some tens, where a config rescales its sums only after a maximum has risen far.
 
     `unit` keeps the last axis fastest everywhere. Groups keep their size up to 4 query heads in *ragged*, 2 (3 if odd) in
     the others; larger ones become 4 (3 if odd).
@@ -131,11 +135,13 @@ def gate_cases(problem: Problem, config: Mapping[str, Value], *, unit: bool = Fa
     lies: Lies = "unit" if unit or described(config, ("k",)) else "any"
     ragged = _ragged(problem, blocks)
     forward = problem.pass_ == "fwd"
+    waiting = (GateCase(_similar(problem, blocks), "large", lies),) if lag_of(config) else ()
     return (
         GateCase(_similar(problem, blocks), "normal", "plain"),
         GateCase(ragged, "counting" if forward else "normal", lies),
         GateCase(_narrowed(ragged), "normal", lies),
         GateCase(_short(problem, blocks), "sunk" if forward else "normal", lies),
+        *waiting,
     )
 
 
@@ -143,7 +149,7 @@ def _ragged(problem: Problem, blocks: Blocks) -> Problem:
     span = blocks.span
     length = (span + blocks.least) // 2 + 5
     return problem.replace(
-        batch=1,
+        batch=1 if problem.paged is None else 2,
         kv_heads=1,
         q_heads=_group(problem, 4),
         q_len=length + 11,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness import paging
 from harness.errors import UsageError, did_you_mean
 from harness.operation import ADDED_INPUTS, operation_for, shapes
 from harness.problem import Layout, Problem
@@ -220,7 +221,8 @@ def _constant_rows(problem: Problem, name: str, shape: tuple[int, ...], generato
     """Every key is the same, so every row is a tie; values are positive, so roundings add up (arXiv 2510.04212)."""
     values = _normal(problem, name, shape, generator)
     if name == "k":
-        return np.broadcast_to(values[:, :, :1], shape)
+        # Paged, the first axis has pages instead of sequences.
+        return np.broadcast_to(values[:, :, :1] if problem.paged is None else values[:1, :, :1], shape)
     return np.abs(values) if name == "v" else values
 
 
@@ -238,7 +240,11 @@ def _counting(problem: Problem, name: str, shape: tuple[int, ...], generator: np
     if name != "v":
         return _normal(problem, name, shape, generator)
     batch, heads, length, classes = shape
-    key, head = np.arange(length)[None, :], np.arange(heads)[:, None]
+    # Every page differs from the others; sequences need not.
+    key = (
+        np.arange(length)[None, None] if problem.paged is None else np.arange(batch * length).reshape(batch, 1, length)
+    )
+    head = np.arange(heads)[:, None]
     chosen = (key * (2 * head + 1) + (key // classes) * (head + 1)) % classes
     return np.broadcast_to(np.eye(classes, dtype=np.float32)[chosen], shape) if batch and length else np.zeros(shape)
 
@@ -260,10 +266,12 @@ RECIPES: Mapping[str, Recipe] = {
 # The position of a name seeds its stream: append only.
 _STREAMS = (
     "q", "k", "v", "dout", "slopes", "bias", "sinks", "prefix", "q_documents", "kv_documents", "mask", "dlse", "q_starts",
-    "kv_starts",
+    "kv_starts", "block_table", "kv_lengths",
 )  # fmt: skip
-# What must not be changed at will: starts of sequences rise from 0 to a length, and lie one behind the other.
-FIXED = ("q_starts", "kv_starts")
+# What lies one behind the other, as a kernel may expect.
+LINED = ("q_starts", "kv_starts")
+# What must not be changed at will: starts of sequences rise from 0 to a length, tables name pages for every row.
+FIXED = (*LINED, "block_table", "kv_lengths")
 
 # Lengths of documents, and shares of a mask that are visible: from next to nothing to all.
 _DOCUMENTS = (3, 17, 70)
@@ -277,7 +285,11 @@ def _drawn_masks(problem: Problem, name: str, shape: tuple[int, ...], generator:
     position has its own. Masks leave a drawn share visible, and whole rows invisible now and then. Some packed sequences are
     empty.
     """
-    if name in FIXED:
+    if name == "block_table":
+        return paging.draw_table(problem, shape, generator)
+    if name == "kv_lengths":
+        return paging.draw_lengths(problem, generator)
+    if name in LINED:
         total = problem.q_len if name == "q_starts" else problem.kv_len
         cuts = np.sort(generator.integers(0, total + 1, shape[0] - 2))
         # One of them empty, if there are several.
@@ -325,9 +337,10 @@ def draw(problem: Problem, *, seed: int, recipe: str = "normal") -> dict[str, Te
 
 
 def draw_added(problem: Problem, *, seed: int) -> dict[str, Tensor]:
-    """Only what the problem adds to q, k, v and dout."""
+    """Only what the problem adds to q, k, v and dout, for timing: paged sequences are all as long as kv_len."""
     names = [name for name in operation_for(problem).inputs if name in ADDED_INPUTS]
-    return _draw(problem, names, seed, recipe_for("normal"))
+    drawn = _draw(problem, names, seed, recipe_for("normal"))
+    return drawn if problem.paged is None else drawn | paging.full(problem, np.random.default_rng(seed))
 
 
 def _draw(problem: Problem, names: Sequence[str], seed: int, chosen: Recipe) -> dict[str, Tensor]:
@@ -345,4 +358,4 @@ def _draw(problem: Problem, names: Sequence[str], seed: int, chosen: Recipe) -> 
         else:
             values = chosen.draw(problem, name, shape, generator)
         drawn[name] = torch.from_numpy(np.array(values, dtype=np.float32)).to(DTYPES[dtype])
-    return drawn
+    return paging.spoiled(problem, drawn)

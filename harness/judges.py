@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import bounds, compare, inputs, oracle
+from harness import bounds, compare, inputs, oracle, paging
 from harness.cases import Case, structured, tensors_of
 from harness.compare import OutputCheck
 from harness.errors import UsageError
@@ -32,6 +32,8 @@ Asked = tuple[tuple[OutputCheck, ...], tuple[str, ...]]
 _FAR = 1 << 30
 _FAR_ROWS = 9
 _LEAST_SIDE = 16
+# A pool outgrows 32 bits by its pages.
+_OF_PAGES = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +199,16 @@ def _shadow(subject: Subject, case: Case) -> Asked:
 def _far(subject: Subject, case: Case) -> Asked:
     """A relative of the case, with one axis of one input so far apart in memory that offsets need 64 bits.
 
-    The axis has three batches, three heads (of queries in one group, or of keys), or more rows than any tile has; the
-    other axes are as short as that allows.
+    The axis has three batches (or the pages of three), three heads (of queries in one group, or of keys), or more rows than any
+    tile has; the other axes are as short as that allows.
     """
     ours = _ours(subject)
     rng = np.random.default_rng([case.seed, len(case.config)])
-    names = [name for name in operation_for(case.asked).inputs if name not in ("lse", *inputs.FIXED)]
+    names = [name for name in operation_for(case.asked).inputs if name not in ("lse", *inputs.LINED)]
     name, axis = names[int(rng.integers(len(names)))], int(rng.integers(3))
     axis = min(axis, len(shapes(case.asked)[name][0]) - 1)
+    if case.asked.paged is not None and name in paging.POOLS and rng.random() < _OF_PAGES:
+        axis = 0
     if case.asked.packed is not None:
         # There is one batch only.
         axis = max(axis, 1) if len(shapes(case.asked)[name][0]) > 1 else 0
@@ -237,7 +241,7 @@ def _watched(ours: KernelSubject, problem: Problem, given: Mapping[str, Tensor])
     views, roles = _memory(ours, problem, given)
     with blaming(problem):
         launches = launches_of(ours.kernel, problem, views, ours.config)
-        with shadow(views, roles) as watch:
+        with shadow(views, roles, holes=paging.holes(problem, given)) as watch:
             for launch in launches:
                 launch.run()
     found = (*watch.findings, *watch.unwritten())

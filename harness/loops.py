@@ -47,7 +47,7 @@ def loop_forward(problem: Problem, lists: Lists) -> dict[str, Any]:
     out: list[Any] = [[[] for _ in range(problem.q_heads)] for _ in range(problem.batch)]
     lse: list[Any] = [[[] for _ in range(problem.q_heads)] for _ in range(problem.batch)]
     for row in _rows(problem, lists):
-        values = lists["v"][row.batch][_kv_head(problem, row.head)]
+        values = _column(problem, lists, "v", row.batch, row.head)
         out[row.batch][row.head].append([row.out(values, d) for d in range(problem.v_head_dim)])
         lse[row.batch][row.head].append(row.lse)
     return {"out": out, "lse": lse}
@@ -103,7 +103,7 @@ def _rows(problem: Problem, lists: Lists) -> Iterator[_Row]:
 
 
 def _row(problem: Problem, lists: Lists, b: int, h: int, i: int) -> _Row:
-    keys = lists["k"][b][_kv_head(problem, h)]
+    keys = _column(problem, lists, "k", b, h)
     scores: dict[int, tuple[float, float]] = {}
     for j in range(problem.kv_len):
         if _visible(problem, lists, b, h, i, j):
@@ -122,8 +122,11 @@ def _row(problem: Problem, lists: Lists, b: int, h: int, i: int) -> _Row:
     return _Row(b, h, i, pairs, highest + math.log(total), math.fsum(math.exp(s - highest) for s in sinks) / total)
 
 
-def _located(problem: Problem, lists: Lists, i: int, j: int) -> tuple[int, int] | None:
+def _located(problem: Problem, lists: Lists, b: int, i: int, j: int) -> tuple[int, int] | None:
     """The key position of the diagonal of query i, and that of key j, within their sequence; None if they share none."""
+    if problem.paged is not None:
+        length = lists["kv_lengths"][b]
+        return ((i if problem.top_left else int(i + length - problem.q_len)), j) if j < length else None
     if problem.packed is None:
         return (i if problem.top_left else i + problem.kv_len - problem.q_len), j
     q_starts, kv_starts = lists["q_starts"], lists["kv_starts"]
@@ -135,7 +138,7 @@ def _located(problem: Problem, lists: Lists, i: int, j: int) -> tuple[int, int] 
 
 
 def _visible(problem: Problem, lists: Lists, b: int, h: int, i: int, j: int) -> bool:
-    located = _located(problem, lists, i, j)
+    located = _located(problem, lists, b, i, j)
     if located is None:
         return False
     diagonal, position = located
@@ -159,12 +162,22 @@ def _score(problem: Problem, lists: Lists, pair: tuple[int, int, int, int], prod
         score = problem.softcap * math.tanh(product / problem.softcap)
         slope = 1.0 / math.cosh(min(abs(product / problem.softcap), 300.0)) ** 2
     if problem.alibi:
-        located = _located(problem, lists, i, j)
+        located = _located(problem, lists, b, i, j)
         assert located is not None
         score -= lists["slopes"][b][h] * abs(located[1] - located[0])
     if problem.bias is not None:
         score += _of_pair(lists["bias"], problem.bias, b, h, i, j)
     return score, slope
+
+
+def _column(problem: Problem, lists: Lists, name: str, b: int, h: int) -> list[list[float]]:
+    """The keys or values that head h reads, one behind the other; up to the length of the sequence where they are paged."""
+    g = _kv_head(problem, h)
+    if problem.paged is None:
+        whole: list[list[float]] = lists[name][b][g]
+        return whole
+    table, size = lists["block_table"][b], problem.paged
+    return [lists[name][int(table[j // size])][g][j % size] for j in range(int(lists["kv_lengths"][b]))]
 
 
 def _kept(problem: Problem, b: int, h: int, i: int, j: int) -> float:

@@ -183,6 +183,15 @@ class CudaTimer:
         l2_bytes = torch.cuda.get_device_properties(index).L2_cache_size
         self.flush_bytes = max(2 * l2_bytes, _FLUSH_AMD if getattr(torch.version, "hip", None) else _FLUSH_NVIDIA)
         self._buffer: Any = None
+        self._stream: Any = None
+
+    @property
+    def stream(self) -> Any:
+        """The stream on which graphs are captured. What a backward pass of torch's is captured for must have run on it, because
+        each of its operations runs on the stream of its forward one."""
+        if self._stream is None:
+            self._stream = self._torch.cuda.Stream()
+        return self._stream
 
     def time_ms(self, run: Run) -> float:
         """Elapsed time between two events around `run`, in milliseconds; resolution about half a microsecond."""
@@ -201,7 +210,7 @@ class CudaTimer:
         with cuda.device(self._device):
             graph = cuda.CUDAGraph()
             # Capture needs a stream of its own that has seen all that was launched before.
-            stream = cuda.Stream()
+            stream = self.stream
             stream.wait_stream(cuda.current_stream())
             cuda.synchronize()
             with cuda.graph(graph, stream=stream):

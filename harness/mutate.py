@@ -48,6 +48,7 @@ CLASSES: Mapping[str, str] = {
     "online softmax": "",
     "out-of-bounds access": "triton #10573, sglang #39593",
     "packed sequences": "flash-attention #443, #2421",
+    "paged keys": "vLLM's flash-attention #42, onnxruntime #32391",
     "precision": "",
     "preprocess and stale padding": "flash-attention #2337, #2194",
     "preprocess not waited for": "flash-attention #2756",
@@ -78,8 +79,7 @@ class Mutant:
     """A planted bug of the kernel file `kernel`: in `file`, `anchor` becomes `replacement`, all `count` times that it occurs.
 
     `class_` is one of `CLASSES`; `passes` are those whose results the text can change; `needs` says what a problem or a run
-    must have to be affected; `variants` are fields of a problem, one of which it must have for the text to be carried out;
-    `equivalent` is the argument that nothing is, for a mutant that no judge can be blamed for.
+    must have to be affected; `variants` are fields of a problem, of which it must have one; `equivalent` argues that nothing is.
     """
 
     name: str

@@ -35,7 +35,8 @@ class RoundingContract:
     exp2 with its argument exact, `logarithm` the error of log2(z) in units of max(1, log2(z)), `division` the relative
     error of a quotient, `constant` the relative error that a scale, log2(e) or ln(2) has beside its rounding (fp64
     arithmetic with fp32 constants, scales of fp8 tensors). `key_block` is the number of keys between two rescalings of the
-    accumulator. `chained`: a backward pass was given the out and lse of a forward kernel under the same contract;
+    accumulator, and `lag` how far a row's maximum may have risen (natural logarithm) before there is one.
+    `chained`: a backward pass was given the out and lse of a forward kernel under the same contract;
     otherwise the exact ones, rounded to storage and to fp32. `reproducible`: equal numbers give equal bits wherever
     they lie (in another head or batch, with other strides), which a library that leaves sums to BLAS cannot promise.
     `in_order`: the keys of a row are visited in blocks counted from the first key on, so that more keys behind the
@@ -60,6 +61,7 @@ class RoundingContract:
     division: float = 2.0**-22
     constant: float = 0.0
     key_block: int = 16
+    lag: float = 0.0
     chained: bool = False
     reproducible: bool = True
     in_order: bool = True

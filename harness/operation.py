@@ -36,6 +36,7 @@ _ADDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "documents": (("q_documents", "kv_documents"), ()),
     "mask": (("mask",), ()),
     "packed": (("q_starts", "kv_starts"), ()),
+    "paged": (("block_table", "kv_lengths"), ()),
 }
 # Inputs of both passes beside q, k and v.
 ADDED_INPUTS = tuple(name for inputs, _ in _ADDED.values() for name in inputs)
@@ -65,10 +66,14 @@ def operation_for(problem: Problem) -> Operation:
 def shapes(problem: Problem) -> dict[str, tuple[tuple[int, ...], str]]:
     """{name: (shape, dtype name)} of all tensors of the problem's operation, in its order.
 
-    lse and what belongs to it, slopes and sinks are fp32, masks "bool", prefixes and documents "int32", the rest as the problem
-    says.
+    lse and what belongs to it, slopes and sinks are fp32, masks "bool", prefixes, documents, starts, lengths and tables "int32",
+    the rest as the problem says. Paged keys and values are (pages, kv_heads, rows of a page, head dim), one page more than the
+    table could name.
     """
     queries, keys = (problem.batch, problem.q_heads, problem.q_len), (problem.batch, problem.kv_heads, problem.kv_len)
+    pages = -(-problem.kv_len // (problem.paged or 1))
+    if problem.paged is not None:
+        keys = (problem.batch * pages + 1, problem.kv_heads, problem.paged)
     like_q, like_k = (*queries, problem.head_dim), (*keys, problem.head_dim)
     like_v, like_out = (*keys, problem.v_head_dim), (*queries, problem.v_head_dim)
     every = {
@@ -79,13 +84,16 @@ def shapes(problem: Problem) -> dict[str, tuple[tuple[int, ...], str]]:
         "prefix": (problem.batch,), "q_documents": (problem.batch, problem.q_len),
         "kv_documents": (problem.batch, problem.kv_len), "q_starts": ((problem.packed or 0) + 1,),
         "kv_starts": ((problem.packed or 0) + 1,), "mask": pair_shape(problem, problem.mask),
+        "block_table": (problem.batch, pages), "kv_lengths": (problem.batch,),
     }  # fmt: skip
     return {name: (every[name], _STORED.get(name, problem.dtype)) for name in operation_for(problem).tensors}
 
 
 _STORED: Mapping[str, str] = {
     **dict.fromkeys(("lse", "dlse", "slopes", "sinks", "dsinks"), "fp32"),
-    **dict.fromkeys(("prefix", "q_documents", "kv_documents", "q_starts", "kv_starts"), "int32"),
+    **dict.fromkeys(
+        ("prefix", "q_documents", "kv_documents", "q_starts", "kv_starts", "block_table", "kv_lengths"), "int32"
+    ),
     "mask": "bool",
 }
 

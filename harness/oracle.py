@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness import paging
 from harness.operation import DROPOUT_SEED, shapes
 from harness.problem import Problem
 
@@ -92,8 +93,8 @@ def visible_keys(problem: Problem, queries: slice, *, device: torch.device | str
 
 
 def _in_band(problem: Problem, diagonal: Tensor, key: Tensor) -> Tensor:
-    diagonal, key = diagonal[:, None], key[None, :]
-    seen = torch.ones(len(diagonal), key.shape[1], dtype=torch.bool, device=key.device)
+    diagonal = diagonal[..., None]
+    seen = torch.ones(*diagonal.shape[:-1], len(key), dtype=torch.bool, device=key.device)
     if problem.window_left is not None:
         seen &= key >= diagonal - problem.window_left
     if problem.right is not None:
@@ -103,8 +104,8 @@ def _in_band(problem: Problem, diagonal: Tensor, key: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Positions:
-    """Of some queries, the key position of their diagonal (r); of all keys, their position (Skv); counted within their
-    sequences, which `query_sequence` (r) and `key_sequence` (Skv) say."""
+    """Of some queries, the key position of their diagonal (n, r), or (1, r) where it is the same in all heads; of all keys, their
+    position (Skv); counted within their sequences, which `query_sequence` (r) and `key_sequence` (Skv) say."""
 
     diagonal: Tensor
     key: Tensor
@@ -112,16 +113,17 @@ class Positions:
     key_sequence: Tensor
 
 
-def positions(problem: Problem, tensors: Mapping[str, Tensor], queries: slice) -> Positions:
-    """Where some queries, and all keys, stand in their sequences."""
+def positions(problem: Problem, tensors: Mapping[str, Tensor], heads: slice, queries: slice) -> Positions:
+    """Where some queries of some heads, and all keys, stand in their sequences."""
     device = tensors["q"].device
     query = torch.arange(queries.start, queries.stop, device=device)
     key = torch.arange(problem.kv_len, device=device)
     if problem.packed is None:
-        nothing = torch.zeros_like
-        return Positions(
-            diagonal=query + problem.offset, key=key, query_sequence=nothing(query), key_sequence=nothing(key)
-        )
+        nothing, diagonal = torch.zeros_like, (query + problem.offset)[None]
+        if problem.paged is not None and not problem.top_left:
+            batch = torch.arange(heads.start, heads.stop, device=device) // problem.q_heads
+            diagonal = query + tensors["kv_lengths"].long()[batch, None] - problem.q_len
+        return Positions(diagonal=diagonal, key=key, query_sequence=nothing(query), key_sequence=nothing(key))
     q_starts, kv_starts = (tensors[name].long().contiguous() for name in ("q_starts", "kv_starts"))
     # Of sequences that begin at one place, all but the last are empty.
     ours, theirs = (
@@ -129,30 +131,34 @@ def positions(problem: Problem, tensors: Mapping[str, Tensor], queries: slice) -
     )
     offset = 0 if problem.top_left else (kv_starts.diff() - q_starts.diff())[ours]
     return Positions(
-        diagonal=query - q_starts[ours] + offset, key=key - kv_starts[theirs], query_sequence=ours, key_sequence=theirs
+        diagonal=(query - q_starts[ours] + offset)[None],
+        key=key - kv_starts[theirs],
+        query_sequence=ours,
+        key_sequence=theirs,
     )
 
 
 def visible_pairs(problem: Problem, tensors: Mapping[str, Tensor], heads: slice, queries: slice) -> Tensor:
     """The mask of some query heads, counted over batch and head together, and queries: (n, r, kv_len) bool, true where query
     sees key; n is 1 where all heads see the same."""
-    at = positions(problem, tensors, queries)
-    seen = _in_band(problem, at.diagonal, at.key)[None]
+    at = positions(problem, tensors, heads, queries)
+    seen = _in_band(problem, at.diagonal, at.key)
     if not problem.freely_masked:
         return seen
     batch = torch.arange(heads.start, heads.stop, device=seen.device) // problem.q_heads
+    inside = None if problem.paged is None else (at.key < tensors["kv_lengths"][batch][:, None])[:, None]
     if problem.prefix:
         seen = seen | (at.key < tensors["prefix"][batch][:, None])[:, None]
     if problem.chunk is not None:
         chunk = at.diagonal.div(problem.chunk, rounding_mode="floor")
-        seen = seen & (chunk[:, None] == at.key // problem.chunk)
+        seen = seen & (chunk[..., None] == at.key // problem.chunk)
     if problem.packed is not None:
         seen = seen & (at.query_sequence[:, None] == at.key_sequence)
     if problem.documents:
         seen = seen & (tensors["q_documents"][batch][:, queries, None] == tensors["kv_documents"][batch][:, None])
     if problem.mask is not None:
         seen = seen & pairs(problem, tensors["mask"], heads, queries).bool()
-    return seen
+    return seen if inside is None else seen & inside
 
 
 def pairs(problem: Problem, tensor: Tensor, heads: slice, queries: slice) -> Tensor:
@@ -165,6 +171,7 @@ def pairs(problem: Problem, tensor: Tensor, heads: slice, queries: slice) -> Ten
 def rows(problem: Problem, tensors: Mapping[str, Tensor], *, limit: int = _BLOCK_ELEMENTS) -> Iterator[Rows]:
     """Walk over all softmax rows of `problem`, at most `limit` scores (or one row) at a time. Needs q, k, v, and what the
     problem adds to them."""
+    tensors = paging.dense(problem, tensors)
     flat = {name: tensors[name].flatten(0, 1) for name in ("q", "k", "v")}
     head = torch.arange(problem.batch * problem.q_heads, device=tensors["q"].device)
     kv = head // problem.q_heads * problem.kv_heads + head % problem.q_heads // problem.group
@@ -260,7 +267,7 @@ def add_heads(problem: Problem, total: Tensor, block: Rows, part: Tensor) -> Non
 
 def empty_results(problem: Problem, names: tuple[str, ...], *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Zero fp64 tensors in the shapes of the outputs in `names`."""
-    known = shapes(problem.replace(pass_="bwd"))
+    known = shapes(problem if problem.paged is not None else problem.replace(pass_="bwd"))
     return {name: torch.zeros(known[name][0], dtype=torch.float64, device=device) for name in names}
 
 
@@ -274,8 +281,8 @@ def _steps(problem: Problem, tensors: Mapping[str, Tensor], products: Tensor, he
     if problem.alibi:
         head = torch.arange(heads.start, heads.stop, device=products.device)
         slopes_ = tensors["slopes"][head // problem.q_heads, head % problem.q_heads].double()
-        at = positions(problem, tensors, queries)
-        distance = at.key - at.diagonal[:, None]
+        at = positions(problem, tensors, heads, queries)
+        distance = at.key - at.diagonal[..., None]
         added.append(-slopes_[:, None, None] * distance.abs())
     if problem.bias is not None:
         added.append(pairs(problem, tensors["bias"], heads, queries).double())

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from harness.device import TARGETS, DeviceFacts
 from harness.errors import MachineError
-from harness.sensor import THROTTLING, Load, load_nvml, open_sensor
+from harness.sensor import THROTTLING, Load, driver_version, load_nvml, open_sensor
 
 _VALUE = ConfigDict(extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=True)
 
@@ -111,12 +111,6 @@ def probe(
     torch, torch_package = _load_package("torch", load)
     nvml, nvml_version = load_nvml(load)
     gpus, no_gpu = _find_gpus(torch, load) if torch is not None else ((), f"torch is missing: {torch_package.reason}")
-    driver = None
-    if nvml is not None:
-        try:
-            driver = str(nvml.nvmlSystemGetDriverVersion())
-        except nvml.NVMLError:
-            driver = None
     return Machine(
         platform=platform.platform(),
         python=platform.python_version(),
@@ -126,7 +120,7 @@ def probe(
         triton=_load_package("triton", load)[1],
         numpy=_load_package("numpy", load)[1],
         nvml=Package(version=nvml_version) if nvml else Package(version=None, reason=nvml_version),
-        driver=driver,
+        driver=driver_version(nvml),
         gpus=gpus,
         no_gpu=no_gpu,
         commit=(commit or git_commit)(root or Path.cwd()),

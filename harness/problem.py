@@ -54,6 +54,9 @@ class Problem:
     `packed`: so many sequences lie one behind the other in a batch of 1, and q_len and kv_len are the sums of their lengths.
     Each is a problem of its own, whose positions are counted from its beginning.
 
+    `paged`: keys and values lie in pages of so many rows, which a table finds for each sequence of the batch. Each sequence has
+    a length of its own, at most kv_len, which then stands for kv_len in its band. Forward only.
+
     `lse_grad`: a backward problem is also given the gradient of the log-sum-exp. Raises `ProblemError` when impossible.
     """
 
@@ -82,6 +85,7 @@ class Problem:
     documents: bool = False
     mask: str | None = None
     packed: int | None = None
+    paged: int | None = None
     lse_grad: bool = False
 
     def __post_init__(self) -> None:
@@ -100,7 +104,9 @@ class Problem:
             object.__setattr__(self, "causal", True)
             object.__setattr__(self, "window_right", None)
         positioned = self.banded or self.alibi or self.chunk is not None
-        if self.top_left and ((self.q_len == self.kv_len and self.packed is None) or not positioned):
+        if self.top_left and (
+            (self.q_len == self.kv_len and self.packed is None and self.paged is None) or not positioned
+        ):
             object.__setattr__(self, "top_left", False)
 
     @property
@@ -126,7 +132,7 @@ class Problem:
     @property
     def freely_masked(self) -> bool:
         """Whether more than the band decides which pairs are visible."""
-        beyond = (self.chunk, self.mask, self.packed)
+        beyond = (self.chunk, self.mask, self.packed, self.paged)
         return self.prefix or self.documents or any(part is not None for part in beyond)
 
     @property
@@ -290,7 +296,7 @@ def _read_window(word: str, text: str) -> dict[str, Any]:
 # that take a number.
 _PLAIN: Mapping[str, Any] = {
     "softcap": None, "alibi": False, "bias": None, "sinks": False, "dropout": 0.0, "prefix": False, "chunk": None,
-    "documents": False, "mask": None, "packed": None, "lse_grad": False,
+    "documents": False, "mask": None, "packed": None, "paged": None, "lse_grad": False,
 }  # fmt: skip
 _FLAGS = ("alibi", "sinks", "prefix", "documents", "lse_grad")
 _NUMBERS: Mapping[str, type[int] | type[float]] = {
@@ -299,6 +305,7 @@ _NUMBERS: Mapping[str, type[int] | type[float]] = {
     "dropout": float,
     "chunk": int,
     "packed": int,
+    "paged": int,
 }
 
 
@@ -314,10 +321,14 @@ def _check_variants(problem: Problem) -> None:
         raise ProblemError(f"softcap must be a positive number, found {problem.softcap}")
     if not 0 <= problem.dropout < 1:
         raise ProblemError(f"dropout must be at least 0 and below 1, found {problem.dropout}")
-    if problem.chunk is not None and not 1 <= problem.chunk <= _COUNT_LIMIT:
-        raise ProblemError(f"chunk must be a whole number of at least 1, found {problem.chunk}")
+    for name in ("chunk", "packed", "paged"):
+        count = getattr(problem, name)
+        if count is not None and not 1 <= count <= _COUNT_LIMIT:
+            raise ProblemError(f"{name} must be a whole number of at least 1, found {count}")
     if problem.packed is not None:
         _check_packed(problem)
+    if problem.paged is not None and (problem.pass_ == "bwd" or problem.packed is not None):
+        raise ProblemError("paged keys have a forward pass only, and cannot be combined with packed sequences")
     for name in ("bias", "mask"):
         letters = getattr(problem, name)
         if letters is not None and letters != "".join(letter for letter in PAIR_AXES if letter in letters):
@@ -330,8 +341,6 @@ def _check_variants(problem: Problem) -> None:
 
 
 def _check_packed(problem: Problem) -> None:
-    if problem.packed is None or not 1 <= problem.packed <= _COUNT_LIMIT:
-        raise ProblemError(f"packed must be a whole number of at least 1, found {problem.packed}")
     if problem.batch != 1:
         raise ProblemError(
             f"packed sequences lie in a batch of 1, found {problem.batch}",

@@ -112,7 +112,9 @@ def _sanitizer(tool: str | None) -> str:
 
 
 def _corpus_folder(options: argparse.Namespace, plan: Plan) -> Path:
-    """In the workspace, or in the current folder where a foreign implementation has none around it."""
+    """Where it was asked for, in the workspace, or in the current folder where a foreign implementation has none around it."""
+    if options.corpus:
+        return Path(options.corpus)
     if plan.root is not None:
         return plan.root / "results" / "corpus" / plan.kernel
     try:
@@ -163,8 +165,10 @@ def fuzz_configs(
         batch=1, q_heads=4, kv_heads=2, q_len=4096, kv_len=4096, head_dim=64, v_head_dim=64, dtype=dtype, pass_=pass_
     )  # fmt: skip
     distinct: dict[Config, Config] = {}
-    # Some parameters have more than one value only where there is a mask, some only where little is to be done.
-    for problem in (long, long.replace(causal=True, window_left=1024), long.replace(q_len=16, kv_len=16)):
+    # Some parameters have more than one value only where there is a mask, some only where little is to be done, some only for
+    # heads that are no power of two wide.
+    short, odd = long.replace(q_len=16, kv_len=16), long.replace(head_dim=96, v_head_dim=96)
+    for problem in (long, long.replace(causal=True, window_left=1024), short, odd):
         space = workspace.load_space(kernel).space(problem, live or find_target(DEFAULT_TARGET))
         seen = space.names if live is not None else space.interpreted
         distinct |= {config.restricted(seen): config for config in reversed(space.distinct(seen))}

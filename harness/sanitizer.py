@@ -1,16 +1,19 @@
 """A process under NVIDIA's compute-sanitizer, with Triton's own checks switched on: how it is started and what it found.
 
 The shadow memory of Triton's interpreter sees every access that a program makes; compiled code is watched by these instead.
-Refuses to start anything itself.
+Refuses to start what it is to watch.
 """
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import MachineError
+from harness.workspace import environment
 
 # What compute-sanitizer can look for: accesses outside allocations, races in shared memory, reads of what nobody wrote,
 # barriers that not all threads reach.
@@ -23,16 +26,42 @@ _PROGRAM = "compute-sanitizer"
 # and checks of integer overflow in.
 ENVIRONMENT: Mapping[str, str] = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITON_DEBUG": "1"}
 _PREFIX = "========= "
+_SMALLEST = "import torch; torch.ones(8, device='cuda').add_(1).sum().item()"
 
 
 def program() -> str:
     """The path of compute-sanitizer. Raises `MachineError` if it is not installed."""
-    found = shutil.which(_PROGRAM)
+    found = find_program()
     if found is None:
         raise MachineError(
             f"`{_PROGRAM}` is not on the PATH", hint="it comes with the CUDA toolkit; leave out `--sanitize`"
         )
     return found
+
+
+def find_program() -> str | None:
+    """The path of compute-sanitizer, on the PATH or where the CUDA toolkit puts it; None if it is nowhere there."""
+    toolkits = [Path(folder) / "bin" for folder in (environment("CUDA_HOME"), "/usr/local/cuda") if folder]
+    return shutil.which(_PROGRAM) or next(
+        (str(folder / _PROGRAM) for folder in toolkits if os.access(folder / _PROGRAM, os.X_OK)), None
+    )
+
+
+def refuses(seconds: float = 120.0) -> str:
+    """Why it cannot watch a process on this GPU, in words; empty if it can. Some virtual machines hide what it needs."""
+    log = new_log()
+    try:
+        command = wrapped([sys.executable, "-c", _SMALLEST], "memcheck", log)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return f"the smallest program did not end under it within {seconds:.0f} seconds"
+    except (OSError, MachineError) as error:
+        return str(error).splitlines()[0]
+    else:
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        return "" if done.returncode == 0 else f"the smallest program fails under it: {last or first_complaint(log)}"
+    finally:
+        log.unlink(missing_ok=True)
 
 
 def new_log() -> Path:

@@ -5,7 +5,8 @@ NVML comes in through `load`, so that a fake can stand for it; AMD GPUs have non
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ THROTTLING: Mapping[int, str] = {
 }
 _HARMLESS: Mapping[int, str] = {0x01: "idle", 0x02: "application clocks", 0x100: "display clocks"}
 _CLOCK_SM = 1
+_DRIVER_FILES = (Path("/sys/module/nvidia/version"), Path("/proc/driver/nvidia/version"))
 _TEMPERATURE_GPU = 0
 
 
@@ -95,6 +97,23 @@ def load_nvml(load: Load = importlib.import_module) -> tuple[Any, str]:
         return nvml, str(nvml.nvmlSystemGetNVMLVersion())
     except nvml.NVMLError as error:
         return None, f"NVML does not start: {error}"
+
+
+def driver_version(nvml: Any, files: Sequence[Path] = _DRIVER_FILES) -> str | None:
+    """The version of NVIDIA's driver: as NVML says, or without it as the kernel does; None without either."""
+    if nvml is not None:
+        try:
+            return str(nvml.nvmlSystemGetDriverVersion())
+        except nvml.NVMLError:
+            return None
+    for path in files:
+        try:
+            found = re.search(r"\b\d{3,}(?:\.\d+)+\b", path.read_text(errors="replace"))
+        except OSError:
+            continue
+        if found:
+            return found[0]
+    return None
 
 
 def open_sensor(torch: Any, index: int, load: Load = importlib.import_module) -> Sensor | None:

@@ -291,13 +291,20 @@ class Watch:
 
 
 @contextmanager
-def shadow(tensors: Mapping[str, Tensor], roles: Mapping[str, Role], *, limit: int = 100) -> Iterator[Watch]:
+def shadow(
+    tensors: Mapping[str, Tensor],
+    roles: Mapping[str, Role],
+    *,
+    holes: Mapping[str, Tensor] | None = None,
+    limit: int = 100,
+) -> Iterator[Watch]:
     """Check everything that kernels do in Triton's interpreter while the context is open.
 
     `tensors` are those that launches will be given, on the CPU, with any strides; `roles` says for each whether kernels only
-    read it ("input"), must write all of it ("output"), or may use it after having written it ("workspace"). A tensor that
-    a launch is given and that is not named here is checked for bounds and races only. At most `limit` different findings
-    are kept. Whatever happens inside, the interpreter is afterwards as it was.
+    read it ("input"), must write all of it ("output"), or may use it after having written it ("workspace"). `holes` (bool, by
+    name, in the shapes of inputs) are elements that hold nothing: reading one is an uninitialised read. A tensor that a launch
+    is given and that is not named here is checked for bounds and races only. At most `limit` different findings are kept.
+    Whatever happens inside, the interpreter is afterwards as it was.
 
     Raises `UsageError` for tensors without a role, roles without a tensor, and memory that cannot be watched; `MachineError`
     where Triton compiles, or another watch is open.
@@ -315,6 +322,8 @@ def shadow(tensors: Mapping[str, Tensor], roles: Mapping[str, Role], *, limit: i
     # Small elements first, because the first tensor of a storage decides how finely it is watched.
     for name in sorted(tensors, key=lambda name: tensors[name].element_size()):
         memory.add(name, tensors[name], GIVEN if roles[name] == "input" else MADE)
+    for name, hole in (holes or {}).items():
+        memory.empty(tensors[name], hole)
     outputs = [tensor for tensor in memory.footprints if roles[tensor.name] == "output"]
     watch = Watch(memory, tuple(outputs), limit)
     with interpreter.observed(watch):

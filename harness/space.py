@@ -17,6 +17,16 @@ from harness.errors import UsageError, did_you_mean
 Value = int | str | bool
 
 
+def power_of_two(number: int) -> int:
+    """The least power of two that is not less than `number`."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def padded(head_dim: int) -> int:
+    """Columns of a tile that holds a whole head: a power of two, and what a matrix instruction takes at least."""
+    return max(16, power_of_two(head_dim))
+
+
 class Config(Mapping[str, Value]):
     """An immutable, hashable assignment of values to parameters, in the order of the space."""
 

@@ -35,34 +35,24 @@ class Journal:
     records: list[Record]
     torn: int
     _file: FileIO = field(repr=False)
+    # The last record of each kind: a journal of a whole space is asked thousands of times.
+    _last: dict[Any, Record] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for record in self.records:
+            self._last[_key(record.problem, record.config, record.role, record.beside)] = record
 
     def find(self, problem: str, config: Mapping[str, Any]) -> Record | None:
         """The record of this candidate's trial, if it was tried before."""
-        return self._first(problem, config, "screen", None)
+        return self._last.get(_key(problem, config, "screen", None))
 
     def find_final(self, problem: str, config: Mapping[str, Any], beside: Mapping[str, Any] | None) -> Record | None:
         """The fresh samples of this candidate beside that one, if they were taken before."""
-        return self._first(problem, config, "final", beside)
+        return self._last.get(_key(problem, config, "final", beside))
 
     def find_proof(self, problem: str, config: Mapping[str, Any]) -> Record | None:
         """What the suite said of this candidate as a finalist, if it was asked before."""
-        return self._first(problem, config, "proof", None)
-
-    def _first(
-        self, problem: str, config: Mapping[str, Any], role: str, beside: Mapping[str, Any] | None
-    ) -> Record | None:
-        wanted = (problem, dict(config), role, None if beside is None else dict(beside))
-        last = None
-        for record in self.records:
-            found = (
-                record.problem,
-                dict(record.config),
-                record.role,
-                None if record.beside is None else dict(record.beside),
-            )
-            if found == wanted:
-                last = record
-        return last
+        return self._last.get(_key(problem, config, "proof", None))
 
     def append(self, record: Record) -> None:
         """Write one record and force it to the disk. Raises `JournalError`, with the file as it was, if that fails."""
@@ -74,9 +64,14 @@ class Journal:
                 hint="free some space and run the same command again; everything before this trial is kept",
             ) from error
         self.records.append(record)
+        self._last[_key(record.problem, record.config, record.role, record.beside)] = record
 
     def close(self) -> None:
         self._file.close()
+
+
+def _key(problem: str, config: Mapping[str, Any], role: str, beside: Mapping[str, Any] | None) -> Any:
+    return problem, frozenset(config.items()), role, None if beside is None else frozenset(beside.items())
 
 
 def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:

@@ -7,6 +7,7 @@ its judges; a crash is the caller's to report.
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast, get_args
@@ -208,6 +209,12 @@ def least_keys(config: Mapping[str, Value]) -> int:
     return min(sides, default=16)
 
 
+def lag_of(config: Mapping[str, Value]) -> float:
+    """How far a row's maximum may rise before a config rescales, as a natural logarithm; configs give powers of two."""
+    value = config.get("lag", 0)
+    return math.log(2.0) * value if isinstance(value, int) else 0.0
+
+
 def most_splits(config: Mapping[str, Value]) -> int:
     """Into how many parts a config divides the keys of a row."""
     counts = [value for name, value in config.items() if "splits" in name and not isinstance(value, str | bool)]
@@ -270,7 +277,7 @@ class KernelSubject:
         products = products_of(self.config, where)
         contract = bounds.contract_for(dtype, key_block=least_keys(self.config), where=where, fp32_products=products)
         one_tile = where == "interpreter" and getattr(self.kernel, "PACKED", False)
-        return replace(contract, in_order=most_splits(self.config) == 1, one_tile=one_tile)
+        return replace(contract, lag=lag_of(self.config), in_order=most_splits(self.config) == 1, one_tile=one_tile)
 
     def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
         """See `Subject.run`; a backward pass uses the out and lse that it is given."""

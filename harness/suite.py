@@ -43,7 +43,7 @@ PROFILES: Mapping[str, Profile] = {
         Profile(name="nightly", why="for every night: pass another seed each time", cases=5000, time_s=3600, judges=5),
         Profile(name="gpu", why="compiled kernels: many cases for each compile", cases=400, time_s=600, judges=5),
         Profile(
-            name="mutation", why="planted bugs: a fixed sequence, no shrinking", cases=480, time_s=600, target=False,
+            name="mutation", why="planted bugs: a fixed sequence, no shrinking", cases=640, time_s=600, target=False,
             shrink=False,
         ),
         Profile(name="repro", why="the corpus only: what was found once, again", cases=0, time_s=600),

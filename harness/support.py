@@ -72,7 +72,7 @@ ROWS = (
     Row("gradient of the log-sum-exp", {"lse_grad": True}, ("", "", YES, ""), passes=("bwd",)),
     Row("score and mask functions of the caller", {}, (NO, NO, YES, NO), keyword="functions"),
     Row("packed sequences (cumulated lengths)", {"packed": 1}, (YES, YES, "mask function", YES)),
-    Row("paged keys and values", None, ("pages of 256", YES, "partly", NO)),
+    Row("paged keys and values", {"paged": 16}, ("pages of 256", YES, "partly", NO), passes=("fwd",)),
     Row("few queries, keys shared out among programs", {}, (YES, YES, YES, NO), kernel="flash_decode"),
 )  # fmt: skip
 
@@ -110,7 +110,7 @@ _HEAD = (
     "",
     f"`{YES}`: in {', '.join(DTYPE_BYTES)}, or the type that the row names; `{NO}`: not at all; else the types it is taken in;",
     "empty: the row does not concern the kernel. The second column is what a problem says (`flashtune tune --problem`).",
-    "`kernels.attention.attention` takes what flash_fwd and flash_bwd take.",
+    "`kernels.attention.attention` takes what flash_fwd and flash_bwd take, `attention_paged` what flash_decode takes in pages.",
     "",
     *_SOURCE,
     "",
@@ -151,8 +151,8 @@ def _notation(row: Row) -> str:
     """What the row adds to the notation of a problem."""
     if row.changes is None:
         return ""
-    fields = {"pass_": "bwd", **row.changes}
-    plain = str(_BASE.replace(pass_="bwd")).split()
+    fields = {"pass_": row.passes[-1], **row.changes}
+    plain = str(_BASE.replace(pass_=row.passes[-1])).split()
     return " ".join(f"`{word}`" for word in str(_BASE.replace(**fields)).split() if word not in plain)
 
 

@@ -3,9 +3,10 @@
 Runs in the one worker that owns the GPU. Refuses to judge: the gate has passed what comes here.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ POLICIES: Mapping[Literal["screen", "final"], measure.Policy] = {
 }
 
 _ROWS_AT_ONCE = 512
+# Where everything here lies.
+DEVICE = "cuda"
 
 
 def sample(
@@ -39,18 +42,18 @@ def sample(
     seed: int,
 ) -> Samples:
     """Times of `config`, in turns with `incumbent`, on the same tensors of the full problem on the current GPU."""
-    tensors = _tensors(problem, seed)
-    runs = [_runner(kernel, problem, tensors, each) for each in (config, incumbent) if each is not None]
+    tensors = tensors_on_device(problem, seed)
+    runs = [runner(kernel, problem, tensors, each) for each in (config, incumbent) if each is not None]
     return measure.measure(
         runs[0],
-        timer=_timer(),
+        timer=timer(),
         policy=POLICIES[depth],
         rng=np.random.default_rng(seed),
         incumbent=runs[1] if len(runs) == 2 else None,
     )
 
 
-def _runner(
+def runner(
     kernel: Any, problem: Problem, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Value]
 ) -> Callable[[], None]:
     """What launches a config: outputs and workspaces are its own, inputs are shared."""
@@ -58,7 +61,7 @@ def _runner(
     inputs = {name: tensors[name] for name in operation.inputs}
     outputs = {name: _empty(name, problem) for name in operation.outputs}
     scratch = {
-        name: torch.empty(shape, dtype=dtype, device="cuda")
+        name: torch.empty(shape, dtype=dtype, device=DEVICE)
         for name, (shape, dtype) in workspaces_of(kernel, inputs, config).items()
     }
     launches = kernel.launches(**inputs, **outputs, **scratch, **problem_keywords(problem), **config)
@@ -71,14 +74,52 @@ def _runner(
 
 
 @functools.lru_cache(maxsize=1)
-def _timer() -> measure.CudaTimer:
+def timer() -> measure.CudaTimer:
     return measure.cuda_timer()
 
 
-@functools.lru_cache(maxsize=1)
-def _tensors(problem: Problem, seed: int) -> dict[str, torch.Tensor]:
+@contextlib.contextmanager
+def capture_stream() -> Iterator[None]:
+    """What runs within it runs on the stream on which graphs are captured, behind all that was launched before."""
+    stream = timer().stream
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def free_bytes() -> int:
+    """Memory of the device that nobody uses."""
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def begin_peak() -> int:
+    """Bytes that are allocated on the device; `peak_bytes` gives the most that were since."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_bytes() -> int:
+    """The most bytes that were allocated on the device since `begin_peak`."""
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+_drawn: dict[tuple[Problem, int], dict[str, torch.Tensor]] = {}
+
+
+def tensors_on_device(problem: Problem, seed: int) -> dict[str, torch.Tensor]:
+    """The inputs of a problem, kept for its next candidate. Those of another problem are let go before they are made."""
+    if (problem, seed) not in _drawn:
+        _drawn.clear()
+        _drawn[problem, seed] = _draw(problem, seed)
+    return _drawn[problem, seed]
+
+
+def _draw(problem: Problem, seed: int) -> dict[str, torch.Tensor]:
     """Normal inputs in the problem's layout, drawn on the device because at full size the CPU would take minutes."""
-    generator = torch.Generator(device="cuda").manual_seed(seed)
+    generator = torch.Generator(device=DEVICE).manual_seed(seed)
     tensors = {}
     # What a problem adds is small, or has a distribution of its own.
     added = inputs.draw_added(problem, seed=seed)
@@ -129,5 +170,5 @@ def _empty(name: str, problem: Problem) -> torch.Tensor:
     """An uninitialised tensor of the problem, with the memory order of its layout."""
     shape, dtype = shapes(problem)[name]
     order = placement_for(problem.layout, len(shape)).order
-    memory = torch.empty([shape[axis] for axis in order], dtype=DTYPES[dtype], device="cuda")
+    memory = torch.empty([shape[axis] for axis in order], dtype=DTYPES[dtype], device=DEVICE)
     return memory.permute([order.index(axis) for axis in range(len(shape))])

@@ -6,19 +6,19 @@ who runs this in a process of its own.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
 
-from harness import bounds, compare, inputs, oracle
+from harness import bounds, compare, inputs, oracle, paging
 from harness.bounds import Expectation, RoundingContract
 from harness.compare import OutputCheck, Status, Verdict
 from harness.gate_cases import GateCase, blocks_of, gate_cases
 from harness.operation import operation_for
 from harness.problem import Problem
 from harness.space import Value
-from harness.subject import Kernel, Memory, Run, launch_guarded, products_of
+from harness.subject import Kernel, Memory, Run, lag_of, launch_guarded, products_of
 
 ORACLE = "fp64 reference, derived elementwise bounds"
 SHADOW = "shadow memory"
@@ -64,6 +64,7 @@ def gate(
     cases = gate_cases(problem, config, unit=where == "device")
     products = products_of(config, where)
     contract = bounds.contract_for(problem.dtype, key_block=blocks_of(config).least_keys, fp32_products=products)
+    contract = replace(contract, lag=lag_of(config))
     shadowed = where == "interpreter" and _interpreting()
     checks: list[OutputCheck] = []
     faults: list[str] = []
@@ -158,7 +159,7 @@ class _Watched:
         roles: dict[str, Role] = dict.fromkeys(tensors, "workspace")
         roles.update(dict.fromkeys(operation.inputs, "input"))
         roles.update(dict.fromkeys(operation.outputs, "output"))
-        with shadow(tensors, roles) as watch:
+        with shadow(tensors, roles, holes=paging.holes(self._question.asked.problem, tensors)) as watch:
             for launch in launches:
                 launch.run()
         self.found += [

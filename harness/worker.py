@@ -6,6 +6,7 @@ an exception comes back as an outcome with its reason. This is the one module wi
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import resource
@@ -15,7 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,7 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from harness.compare import Verdict
 from harness.device import DeviceFacts
-from harness.errors import HarnessError, RefusedError
+from harness.errors import HarnessError, RefusedError, SubjectError, first_line
 from harness.outcome import (
     Artifact,
     CompileFailed,
@@ -37,13 +38,17 @@ from harness.outcome import (
     Valued,
 )  # fmt: skip
 from harness.problem import Problem
+from harness.prune import prune
 from harness.space import Config
 
 _LOG_TAIL = 2000
 _PR_SET_PDEATHSIG = 1
 DEVICE_LOST = 97
+# What is started with no time left still ends by itself, soon.
+_LEAST_S = 0.1
 
 Depth = Literal["screen", "final"]
+Pool = Literal["compiler", "interpreter", "device"]
 Compiled = Artifact | CompileFailed | TimedOut
 Judged = Verdict | LaunchFailed | TimedOut
 Numbered = Valued | LaunchFailed | TimedOut
@@ -114,13 +119,15 @@ class ProcessRunner:
     """Runs stages in pools of child processes, which start when they are first needed.
 
     Compilers and estimates share one pool. Verdicts come from Triton's interpreter in a second pool when no device is
-    here, and from the device otherwise, whose one worker also measures.
+    here, and from the device otherwise, whose one worker also measures. `left` says how many seconds a stage may take beside
+    its own limit, when it is started.
     """
 
     job: Job
     jobs: int
     cache: Path
     limits: Limits = field(default_factory=Limits)
+    left: Callable[[], float] = lambda: math.inf
     _pools: dict[str, ProcessPool] = field(default_factory=dict)
     _logs: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="flashtune-")))
 
@@ -132,6 +139,10 @@ class ProcessRunner:
     def mode(self) -> Mode:
         return self.job.mode
 
+    def for_kernel(self, stem: str) -> "ProcessRunner":
+        """The same children, working on another kernel of the workspace."""
+        return replace(self, job=replace(self.job, stem=stem))
+
     def compile(self, problem: Problem, config: Config) -> Callable[[], Compiled]:
         return self._start("compiler", "compile", problem, config)
 
@@ -139,7 +150,23 @@ class ProcessRunner:
         return self._start("device" if self.mode == "measured" else "interpreter", "verify", problem, config)
 
     def prove(self, problem: Problem, config: Config) -> Callable[[], Proved]:
-        return self._start("device" if self.mode == "measured" else "interpreter", "prove", problem, config)
+        if self.mode != "measured":
+            return self._start("interpreter", "prove", problem, config)
+        from harness.proof import CASES_PER_FINALIST, compile_case
+
+        # Every case needs code of its own, which one process would compile one after the other.
+        limit, shared = self.limits.compile_s, (self.job.stem, problem, config, self.job.seed)
+        ahead = [
+            self.call("compiler", "prove", compile_case, *shared, (position, self.device), limit_s=limit)
+            for position in range(CASES_PER_FINALIST)
+        ]
+
+        def wait() -> Any:
+            for each in ahead:
+                each()
+            return self._start("device", "prove", problem, config)()
+
+        return wait
 
     def value(
         self, problem: Problem, config: Config, passed: Passed, *, incumbent: Config | None, depth: Depth
@@ -149,6 +176,15 @@ class ProcessRunner:
             return self._start("device", "measure", problem, config, **extra)
         return self._start("compiler", "estimate", problem, config, **extra)
 
+    def call(
+        self, pool: Pool, stage: Stage, function: Callable[..., Any], *arguments: Any, limit_s: float
+    ) -> Callable[[], Any]:
+        """Start `function(kernel, *arguments)` in a child; it comes back as what it returns, `LaunchFailed` or `TimedOut`.
+
+        It must be a function of a module of ours; errors of ours that are not about the kernel are raised by the wait.
+        """
+        return self._schedule(pool, stage, limit_s, _run_call, (stage, self.job, pool == "device", function, arguments))
+
     def close(self) -> None:
         """Stop every child, at once."""
         for pool in self._pools.values():
@@ -157,11 +193,15 @@ class ProcessRunner:
         self._pools.clear()
         shutil.rmtree(self._logs, ignore_errors=True)
 
-    def _start(self, pool: str, stage: Stage, problem: Problem, config: Config, **extra: Any) -> Callable[[], Any]:
-        limit = self.limits.seconds(stage)
-        future = self._pool(pool).schedule(
-            _run_stage, args=(stage, self.job, problem, config), kwargs=extra, timeout=limit
-        )
+    def _start(self, pool: Pool, stage: Stage, problem: Problem, config: Config, **extra: Any) -> Callable[[], Any]:
+        arguments = (stage, self.job, problem, config)
+        return self._schedule(pool, stage, self.limits.seconds(stage), _run_stage, arguments, **extra)
+
+    def _schedule(
+        self, pool: Pool, stage: Stage, limit_s: float, function: Any, arguments: Any, **extra: Any
+    ) -> Callable[[], Any]:
+        limit = max(min(limit_s, self.left()), _LEAST_S)
+        future = self._pool(pool).schedule(function, args=arguments, kwargs=extra, timeout=limit)
 
         def wait() -> Any:
             try:
@@ -173,7 +213,7 @@ class ProcessRunner:
 
         return wait
 
-    def _pool(self, name: str) -> ProcessPool:
+    def _pool(self, name: Pool) -> ProcessPool:
         if name not in self._pools:
             environment = _variables(interpret=name == "interpreter") | {"TRITON_CACHE_DIR": str(self.cache)}
             cap = 0 if name == "device" else self.limits.memory_bytes
@@ -218,20 +258,37 @@ def _settle(environment: dict[str, str], memory_bytes: int, logs: Path) -> None:
 
 def _run_stage(stage: Stage, job: Job, problem: Problem, config: Config, **extra: Any) -> Any:
     """Runs in the child. Whatever a candidate raises is its outcome, not ours."""
+    on_device = job.mode == "measured" and stage in ("verify", "prove", "measure")
+    found = _guarded(stage, on_device, lambda: _STAGES[stage](job, problem, config, **extra))
+    if on_device and isinstance(found, Proof) and not found.passed:
+        # The suite takes what a kernel raises for an answer, also an error of the device.
+        _give_up_a_lost_device(found.detail)
+    return found
+
+
+def _run_call(stage: Stage, job: Job, on_device: bool, function: Callable[..., Any], arguments: Any) -> Any:
+    return _guarded(stage, on_device, lambda: function(_kernel(job), *arguments))
+
+
+def _guarded(stage: Stage, on_device: bool, work: Callable[[], Any]) -> Any:
     try:
-        return _STAGES[stage](job, problem, config, **extra)
-    except HarnessError as error:
-        # Ours to mend or the caller's to hear, except when it is the kernel that refuses.
-        if isinstance(error, RefusedError):
-            return _failure(stage, error.message, "")
-        raise
+        return work()
     except Exception as error:
-        reason, log = _first_line(error), traceback.format_exc()[-_LOG_TAIL:]
-        if job.mode == "measured" and stage in ("verify", "prove", "measure") and not device_answers():
-            # A device error sticks to the process: whoever came next would be blamed for it. A new process has no past.
-            os.write(2, f"{reason}\n".encode())
-            os._exit(DEVICE_LOST)
-        return _failure(stage, reason, log)
+        if on_device:
+            _give_up_a_lost_device(first_line(error))
+        if isinstance(error, RefusedError | SubjectError):
+            return _failure(stage, error.message, "")
+        # Ours to mend or the caller's to hear.
+        if isinstance(error, HarnessError):
+            raise
+        return _failure(stage, first_line(error), traceback.format_exc()[-_LOG_TAIL:])
+
+
+def _give_up_a_lost_device(reason: str) -> None:
+    """A device error sticks to the process: whoever came next would be blamed for it. A new process has no past."""
+    if not device_answers():
+        os.write(2, f"{reason}\n".encode())
+        os._exit(DEVICE_LOST)
 
 
 def device_answers() -> bool:
@@ -246,9 +303,16 @@ def device_answers() -> bool:
 
 
 def _compile(job: Job, problem: Problem, config: Config) -> Compiled:
-    from harness.compile import compile_candidate
+    from harness.compile import compile_candidate, compile_gate
 
-    return compile_candidate(_kernel(job), problem, config, job.device)
+    kernel = _kernel(job)
+    found = compile_candidate(kernel, problem, config, job.device)
+    if job.mode == "measured" and isinstance(found, Artifact) and prune(found, config, job.device) is None:
+        # Many compile at a time, and one judges: what its questions need beside this is then in the cache. What goes wrong
+        # here goes wrong there again, and is its outcome.
+        with contextlib.suppress(Exception):
+            compile_gate(kernel, problem, config, job.device)
+    return found
 
 
 def _verify(job: Job, problem: Problem, config: Config) -> Verdict:
@@ -311,11 +375,6 @@ def _failure(stage: Stage, reason: str, log: str) -> CompileFailed | LaunchFaile
     if stage == "compile":
         return CompileFailed(reason=reason, log=log)
     return LaunchFailed(stage=stage, reason=reason, log=log)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def describe_exit(code: int) -> str:

@@ -5,11 +5,11 @@ loaded from anywhere else, because another distribution also ships a top-level `
 """
 
 import ast
+import functools
 import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -192,7 +192,8 @@ SUITE_MODULES = (
 )  # fmt: skip
 
 
-def digest_modules(names: Sequence[str]) -> str:
+@functools.cache
+def digest_modules(names: tuple[str, ...]) -> str:
     """Digest of the code of harness modules by name; comments, blank lines and docstrings do not count."""
     digest = hashlib.sha256()
     for name in names:

@@ -2,7 +2,8 @@
 
 `attention.py` is what a library calls: one differentiable function over `flash_fwd.py` and `flash_bwd.py`, registered as PyTorch
 operators by `operators.py`; `functions.py` lets it take score and mask functions of the caller. `baselines.py` holds plain
-attention in PyTorch, to read and to compare with; it needs no sibling.
+attention in PyTorch, to read and to compare with; it needs no sibling. `paged.py` is how `flash_decode.py` finds keys and values
+in pages, which `attention.attention_paged` takes.
 The rest of this is for who writes a kernel.
 
 The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py`:
@@ -17,9 +18,11 @@ The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py
               parameters are those tunables, if any, on which the scratch depends.
 
 A tunable with `block_n` in its name is a number of keys, one with `block_m` of queries, one with `splits` the number of parts
-into which the keys of a row are divided: judges choose their questions by them.
+into which the keys of a row are divided: judges choose their questions by them. `lag`, if there is one, is by how many powers of
+two a row's maximum may rise before its sums are rescaled, which bounds take into account.
 
 Forward tensors:  q, k, v -> out, lse.                 Backward tensors:  q, k, v, out, lse, dout -> dq, dk, dv.
+With block_table and kv_lengths, k and v are pools (pages, heads, rows of a page, head_dim).
 Shapes are (batch, heads, length, head_dim) with any strides; lse is (batch, heads, length), fp32, natural logarithm.
 A row that sees no key has output 0, log-sum-exp -inf and zero gradients.
 """

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from . import functions as registry
 from . import primitives
-from .operators import SLOTS, VARIANTS, Config, define_operators, run_backward, run_forward
+from .operators import SLOTS, VARIANTS, Config, define_operators, define_paged, run_backward, run_forward
 
 
 def _prefix(package: str) -> str:
@@ -28,6 +28,7 @@ def _prefix(package: str) -> str:
 # of arguments: 0.16 ms for the 9 of plain attention, 0.46 ms for 28 (PyTorch 2.13).
 PLAIN = define_operators(_prefix(__package__ or ""), (), run_forward, run_backward)
 VARIED = define_operators(f"{_prefix(__package__ or '')}_varied", VARIANTS, run_forward, run_backward)
+PAGED = define_paged(f"{_prefix(__package__ or '')}_paged")
 
 _TENSORS = tuple(each.name for each in VARIANTS if each.kind == "Tensor")
 _DIFFERENTIABLE = ("q", "k", "v", *(each.name for each in VARIANTS if each.gradient))
@@ -158,6 +159,49 @@ def attention(
         )  # fmt: skip
     else:
         out, lse = PLAIN.forward(q, k, v, **settings)
+    return (out, lse) if return_lse else out
+
+
+def attention_paged(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_table: Tensor,
+    kv_lengths: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    top_left: bool = False,
+    config: Config | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of few queries to keys that lie in pages, for inference: out, or (out, lse) with `return_lse`, as `attention`.
+
+    q (batch, q_heads, q_len, head_dim), k_pages (pages, kv_heads, rows, head_dim), v_pages (pages, kv_heads, rows, v_head_dim),
+    any strides. Row j of sequence b is row j % rows of page block_table[b, j // rows], for j < kv_lengths[b]. block_table (batch,
+    columns) and kv_lengths (batch) are int32 and lie on the device of q; that their pages exist, and that no length exceeds
+    columns times rows, is not checked. Pages may be shared, and lie in any order; what belongs to no row is never read. A page
+    has any number of rows from 1 on, for which a kernel is compiled.
+
+    The band is that of `attention`, with each sequence's own length for kv_len: `causal` lets the last query see the last key.
+    Many queries are answered too, but slower than need be. `config` gives every tunable of `flash_decode`; None takes one that
+    compiles everywhere. Raises `ValueError` for what does not go together, `NotImplementedError` where a gradient is asked for.
+    """
+    left, right = _band(causal, window)
+    q, k_pages, v_pages = _autocast(q.device.type, q, k_pages, v_pages)
+    tensors = {"q": q, "k_pages": k_pages, "v_pages": v_pages}
+    _refuse_tangents(tensors)
+    learned = _learned(tensors)
+    if learned and torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{learned[0]} requires a gradient, and attention to pages has none: call it under torch.no_grad(), or take"
+            " `attention`"
+        )
+    out, lse = PAGED(
+        q, k_pages, v_pages, block_table, kv_lengths, scale=scale, window_left=left, window_right=right, top_left=top_left,
+        config=config_text(config),
+    )  # fmt: skip
     return (out, lse) if return_lse else out
 
 

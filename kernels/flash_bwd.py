@@ -1,9 +1,10 @@
 """Gradients of attention: dq, dk and dv from dout, without storing the attention matrix.
 
-FlashAttention-2 (Dao 2023, algorithm 2) in three launches and without atomic operations, so equal inputs give equal bits.
+FlashAttention-2 (Dao 2023, algorithm 2) in two or three launches without atomic operations, so equal inputs give equal bits.
 First two numbers per row, delta = rowsum(dout * out) and the log-sum-exp to base 2. A gradient of the log-sum-exp, dlse, is
 taken from delta, as d lse = sum_j p_j d s_j. Then dk and dv, a program per key block
-that loops over the query heads of its group and the query blocks that see it. Then dq, a program per query block. Both
+that loops over the query heads of its group and the query blocks that see it. Then dq, a program per query block. These two
+may be one launch, so that no multiprocessor waits for the last tile of keys before it begins with queries. Both
 recompute p = exp(scale * q k^T - lse). As in the forward pass, blocks inside the band run without a mask and blocks outside
 it are not visited. The gradients of a bias and of sinks, if asked for, are one more launch each: a program per tile of the
 bias, which adds up what all pairs under it give, and a program per sink. Refuses second derivatives.
@@ -215,8 +216,9 @@ def _gather_dkdv(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "kv_heads"])
-def flash_bwd_dkdv_kernel(
+@triton.jit
+def _dkdv_tile(
+    position, blocks, head_row,
     q, k, v, lse_two, dout, delta, dk, dv,
     stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
     stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
@@ -226,20 +228,18 @@ def flash_bwd_dkdv_kernel(
     stride_delta_batch, stride_delta_head, stride_delta_row,
     stride_dk_batch, stride_dk_head, stride_dk_row, stride_dk_col,
     stride_dv_batch, stride_dv_head, stride_dv_row, stride_dv_col,
-    scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, rows, variant,
+    scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, variant,
     SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, GROUPED: tl.constexpr,
+    EVEN: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr,
     TMA: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BLOCK_N keys of one head. The band is that of keys (rows) and queries (columns). `lse_two` is to base 2, as
-    `scale` is unless scores are CHANGED."""
+    """dk and dv of BLOCK_N keys of one head: the tile at `position` of `blocks` in `head_row`. The band is that of keys (rows)
+    and queries (columns). `lse_two` is to base 2, as `scale` is unless scores are CHANGED."""
     # Position: heavy blocks first.
-    position = tl.program_id(0)
     if REVERSED:
-        position = tl.num_programs(0) - 1 - position
-    head_row = program_row(rows, FOLDED)
+        position = blocks - 1 - position
     batch = (head_row // kv_heads).to(tl.int64)
     kv_head = (head_row % kv_heads).to(tl.int64)
     q_first = 0
@@ -321,6 +321,38 @@ def flash_bwd_dkdv_kernel(
     store_tile(dv_sum, dv_base, start_n, kv_len, stride_dv_row, stride_dv_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, WIDE)
 
 
+@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "kv_heads"])
+def flash_bwd_dkdv_kernel(
+    q, k, v, lse_two, dout, delta, dk, dv,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
+    stride_delta_batch, stride_delta_head, stride_delta_row,
+    stride_dk_batch, stride_dk_head, stride_dk_row, stride_dk_col,
+    stride_dv_batch, stride_dv_head, stride_dv_row, stride_dv_col,
+    scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, rows, variant,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, GROUPED: tl.constexpr,
+    TMA: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """A tile of keys for each program."""
+    _dkdv_tile(
+        tl.program_id(0), tl.num_programs(0), program_row(rows, FOLDED),
+        q, k, v, lse_two, dout, delta, dk, dv, stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+        stride_k_batch, stride_k_head, stride_k_row, stride_k_col, stride_v_batch, stride_v_head, stride_v_row,
+        stride_v_col, stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row, stride_dout_batch,
+        stride_dout_head, stride_dout_row, stride_dout_col, stride_delta_batch, stride_delta_head, stride_delta_row,
+        stride_dk_batch, stride_dk_head, stride_dk_row, stride_dk_col, stride_dv_batch, stride_dv_head, stride_dv_row,
+        stride_dv_col, scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, variant, SCORE,
+        SLOPE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
+        EVEN, REVERSED, GROUPED, TMA, WIDE, STAGES, ACC,
+    )  # fmt: skip
+
+
 @triton.jit
 def _score_slopes(
     q, k, v, do, lse, delta, query, key, scale, q_len, kv_len, offset, left, right, variant, batch, head, q_first,
@@ -385,8 +417,9 @@ def _gather_dq(
     return product(rounded(ds, k.dtype), k, dq)
 
 
-@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads"])
-def flash_bwd_dq_kernel(
+@triton.jit
+def _dq_tile(
+    position, blocks, head_row,
     q, k, v, lse_two, dout, delta, dq,
     stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
     stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
@@ -395,19 +428,18 @@ def flash_bwd_dq_kernel(
     stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
     stride_delta_batch, stride_delta_head, stride_delta_row,
     stride_dq_batch, stride_dq_head, stride_dq_row, stride_dq_col,
-    scale, natural_scale, q_len, kv_len, offset, left, right, q_heads, group, rows, variant,
+    scale, natural_scale, q_len, kv_len, offset, left, right, q_heads, group, variant,
     SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
+    EVEN: tl.constexpr, REVERSED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
     STAGES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dq of BLOCK_M queries of one head. `lse_two` is to base 2, as `scale` is unless scores are CHANGED."""
+    """dq of BLOCK_M queries of one head: the tile at `position` of `blocks` in `head_row`. `lse_two` is to base 2, as `scale` is
+    unless scores are CHANGED."""
     # Position: heavy blocks first.
-    position = tl.program_id(0)
     if REVERSED:
-        position = tl.num_programs(0) - 1 - position
-    head_row = program_row(rows, FOLDED)
+        position = blocks - 1 - position
     batch = (head_row // q_heads).to(tl.int64)
     head = head_row % q_heads
     kv_head = (head // group).to(tl.int64)
@@ -474,6 +506,91 @@ def flash_bwd_dq_kernel(
     dq_base = dq + batch * stride_dq_batch + head * stride_dq_head + tl.cast(q_first, tl.int64) * stride_dq_row
     dq_sum = dq_sum * natural_scale
     store_tile(dq_sum, dq_base, start_m, q_len, stride_dq_row, stride_dq_col, HEAD_DIM, BLOCK_M, BLOCK_D, WIDE)
+
+
+@triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads"])
+def flash_bwd_dq_kernel(
+    q, k, v, lse_two, dout, delta, dq,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
+    stride_delta_batch, stride_delta_head, stride_delta_row,
+    stride_dq_batch, stride_dq_head, stride_dq_row, stride_dq_col,
+    scale, natural_scale, q_len, kv_len, offset, left, right, q_heads, group, rows, variant,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, TMA: tl.constexpr, WIDE: tl.constexpr,
+    STAGES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries for each program."""
+    _dq_tile(
+        tl.program_id(0), tl.num_programs(0), program_row(rows, FOLDED),
+        q, k, v, lse_two, dout, delta, dq, stride_q_batch, stride_q_head, stride_q_row, stride_q_col, stride_k_batch,
+        stride_k_head, stride_k_row, stride_k_col, stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+        stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row, stride_dout_batch, stride_dout_head,
+        stride_dout_row, stride_dout_col, stride_delta_batch, stride_delta_head, stride_delta_row, stride_dq_batch,
+        stride_dq_head, stride_dq_row, stride_dq_col, scale, natural_scale, q_len, kv_len, offset, left, right,
+        q_heads, group, variant, SCORE, SLOPE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV,
+        BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT, EVEN, REVERSED, TMA, WIDE, STAGES, ACC,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "kv_heads", "key_blocks", "query_blocks"]
+)
+def flash_bwd_fused_kernel(
+    q, k, v, lse_two, dout, delta, dk, dv, dq,
+    stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+    stride_k_batch, stride_k_head, stride_k_row, stride_k_col,
+    stride_v_batch, stride_v_head, stride_v_row, stride_v_col,
+    stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
+    stride_dout_batch, stride_dout_head, stride_dout_row, stride_dout_col,
+    stride_delta_batch, stride_delta_head, stride_delta_row,
+    stride_dk_batch, stride_dk_head, stride_dk_row, stride_dk_col,
+    stride_dv_batch, stride_dv_head, stride_dv_row, stride_dv_col,
+    stride_dq_batch, stride_dq_head, stride_dq_row, stride_dq_col,
+    scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, rows, key_blocks, query_blocks, variant,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, FOLDED: tl.constexpr, GROUPED: tl.constexpr,
+    KEYS_BLOCK_M: tl.constexpr, KEYS_BLOCK_N: tl.constexpr, EVEN_QUERIES: tl.constexpr, KEYS_TMA: tl.constexpr,
+    KEYS_STAGES: tl.constexpr, QUERIES_BLOCK_M: tl.constexpr, QUERIES_BLOCK_N: tl.constexpr, EVEN_KEYS: tl.constexpr,
+    QUERIES_TMA: tl.constexpr, QUERIES_STAGES: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """A tile of keys for each of the first `key_blocks` programs of a row, which is a key/value head, and a tile of queries for
+    the others: `query_blocks` for each head of the group. The band is that of queries (rows) and keys (columns)."""
+    head_row = program_row(rows, FOLDED)
+    position = tl.program_id(0)
+    if position < key_blocks:
+        _dkdv_tile(
+            position, key_blocks, head_row,
+            q, k, v, lse_two, dout, delta, dk, dv, stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+            stride_k_batch, stride_k_head, stride_k_row, stride_k_col, stride_v_batch, stride_v_head, stride_v_row,
+            stride_v_col, stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row, stride_dout_batch,
+            stride_dout_head, stride_dout_row, stride_dout_col, stride_delta_batch, stride_delta_head,
+            stride_delta_row, stride_dk_batch, stride_dk_head, stride_dk_row, stride_dk_col, stride_dv_batch,
+            stride_dv_head, stride_dv_row, stride_dv_col, scale, natural_scale, q_len, kv_len, -offset, right, left,
+            kv_heads, group, variant, SCORE, SLOPE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV,
+            KEYS_BLOCK_M, KEYS_BLOCK_N, HAS_RIGHT, HAS_LEFT, EVEN_QUERIES, HAS_LEFT, GROUPED, KEYS_TMA, WIDE,
+            KEYS_STAGES, ACC,
+        )  # fmt: skip
+    else:
+        position = position - key_blocks
+        member = position // query_blocks
+        _dq_tile(
+            position - member * query_blocks, query_blocks, head_row * group + member,
+            q, k, v, lse_two, dout, delta, dq, stride_q_batch, stride_q_head, stride_q_row, stride_q_col,
+            stride_k_batch, stride_k_head, stride_k_row, stride_k_col, stride_v_batch, stride_v_head, stride_v_row,
+            stride_v_col, stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row, stride_dout_batch,
+            stride_dout_head, stride_dout_row, stride_dout_col, stride_delta_batch, stride_delta_head,
+            stride_delta_row, stride_dq_batch, stride_dq_head, stride_dq_row, stride_dq_col, scale, natural_scale,
+            q_len, kv_len, offset, left, right, kv_heads * group, group, variant, SCORE, SLOPE, ALLOWED, CHANGED, FREE,
+            HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, QUERIES_BLOCK_M, QUERIES_BLOCK_N, HAS_LEFT, HAS_RIGHT, EVEN_KEYS,
+            HAS_RIGHT, QUERIES_TMA, WIDE, QUERIES_STAGES, ACC,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["q_len", "kv_len", "offset", "left", "right", "rows", "q_heads", "batches"])
@@ -650,9 +767,11 @@ def launches(
     dq_stages: int,
     dq_load: str,
     waves_per_eu: int,
+    structure: str = "separate",
 ) -> list[Launch]:
     """Three launches, in this order: `delta` and `lse_two`; `dk` and `dv`; `dq`; and one each for `dbias` and `dsinks` where
-    they are given. Shapes as in the package docstring and in `variants`.
+    they are given. Where `structure` is "fused" and not "separate", the second and the third are one, of programs that do what
+    either does; they have as many warps. Shapes as in the package docstring and in `variants`.
 
     `out` and `lse` are those of the forward pass; `delta` and `lse_two` are scratch, see `workspaces`. `..._block_m` counts
     queries and `..._block_n` keys; `..._load` is "pointer" or "tma". Raises `ValueError` for tensors or tunables that do not
@@ -661,6 +780,9 @@ def launches(
     _require_tensors(q, k, v, out, lse, dout, dq, dk, dv, delta, lse_two)
     dkdv = _Tile(dkdv_block_m, dkdv_block_n, dkdv_load, dkdv_stages, dkdv_warps, waves_per_eu)
     dq_tile = _Tile(dq_block_m, dq_block_n, dq_load, dq_stages, dq_warps, waves_per_eu)
+    primitives.require_choice(structure=(structure, ("separate", "fused")))
+    if structure == "fused" and dkdv_warps != dq_warps:
+        raise ValueError(f"structure='fused' needs as many dkdv_warps as dq_warps, found {dkdv_warps} and {dq_warps}")
     for name, tile in {"dkdv": dkdv, "dq": dq_tile}.items():
         primitives.require_blocks(**{f"{name}_block_m": tile.block_m, f"{name}_block_n": tile.block_n})
         primitives.require_choice(**{f"{name}_load": (tile.load, ("pointer", "tma"))})
@@ -688,6 +810,8 @@ def launches(
         _dkdv_launch(tensors, {"dk": dk, "dv": dv}, asked, dkdv),
         _dq_launch(tensors, {"dq": dq}, asked, dq_tile),
     ]
+    if structure == "fused":
+        found[1:] = [_fused_launch(*found[1:])]
     if dbias is not None:
         if bias is None or tuple(dbias.shape) != tuple(bias.shape):
             wanted = "no bias" if bias is None else tuple(bias.shape)
@@ -797,6 +921,39 @@ def _dq_launch(
         kernel=flash_bwd_dq_kernel, grid=grid, args=arguments, constants=constants, options=tile.options,
         steps=Steps(plain=plain, masked=masked, flops_per_step=flops), scratch=constants["TMA"],
     )  # fmt: skip
+
+
+def _fused_launch(keys: Launch, queries: Launch) -> Launch:
+    """The launches of dk and dv and of dq as one. A row of its grid is a key/value head, so that programs which read the same
+    keys are neighbours. Its constants are theirs; a step of dq is counted as what it is of one of dk and dv."""
+    group, rows = int(keys.args["group"]), int(keys.args["rows"])
+    grid = primitives.folded_grid(keys.grid[0] + group * queries.grid[0], rows)
+    own = {
+        "KEYS_BLOCK_M": keys.constants["BLOCK_M"], "KEYS_BLOCK_N": keys.constants["BLOCK_N"],
+        "EVEN_QUERIES": keys.constants["EVEN"], "KEYS_TMA": keys.constants["TMA"],
+        "KEYS_STAGES": keys.constants["STAGES"], "QUERIES_BLOCK_M": queries.constants["BLOCK_M"],
+        "QUERIES_BLOCK_N": queries.constants["BLOCK_N"], "EVEN_KEYS": queries.constants["EVEN"],
+        "QUERIES_TMA": queries.constants["TMA"], "QUERIES_STAGES": queries.constants["STAGES"],
+        "FOLDED": grid[2] > 1, "WIDE": keys.constants["WIDE"] or queries.constants["WIDE"],
+        "GROUPED": keys.constants["GROUPED"],
+    }  # fmt: skip
+    apart = {"BLOCK_M", "BLOCK_N", "EVEN", "TMA", "STAGES", "REVERSED", *own}
+    common = {name: value for name, value in queries.constants.items() if name not in apart}
+    blocks = {"key_blocks": keys.grid[0], "query_blocks": queries.grid[0]}
+    arguments = {**keys.args, **queries.args, "kv_heads": keys.args["kv_heads"], "rows": rows, **blocks}
+    del arguments["q_heads"]
+    return Launch(
+        kernel=flash_bwd_fused_kernel, grid=grid, args=arguments, constants=common | own, options=keys.options,
+        steps=_fused_steps(keys.steps, queries.steps, group), scratch=keys.scratch or queries.scratch,
+    )  # fmt: skip
+
+
+def _fused_steps(keys: Steps | None, queries: Steps | None, group: int) -> Steps | None:
+    if keys is None or queries is None:
+        return None
+    share = queries.flops_per_step / keys.flops_per_step
+    plain, masked = (tuple(math.ceil(share * count) for count in counts) * group for counts in (queries.plain, queries.masked))
+    return Steps(plain=keys.plain + plain, masked=keys.masked + masked, flops_per_step=keys.flops_per_step)
 
 
 def _dbias_launch(tensors: Mapping[str, torch.Tensor], dbias: torch.Tensor, asked: _Asked, tile: _Tile) -> Launch:
@@ -942,5 +1099,5 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     return {
         "dkdv_block_m": block, "dkdv_block_n": block, "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer",
         "dq_block_m": block, "dq_block_n": block, "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer",
-        "waves_per_eu": 0,
+        "waves_per_eu": 0, "structure": "separate",
     }  # fmt: skip

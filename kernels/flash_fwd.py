@@ -35,17 +35,24 @@ _LOG2_E = tl.constexpr(primitives.LOG2_E)
 
 # So many tiles and more have programs of their own, where numbers of tiles could leave 32 bits.
 _MOST_TILES = 1 << 30
+# What a matrix instruction takes.
+_LEAST_COLUMNS = 16
+# Weights of up to 2^8 lose nothing beside smaller ones in fp16, and their sum is far from the end of fp32.
+_MOST_LAG = 8
 
 
 @triton.jit
 def _attend(
-    q, k_at, v_at, start, m, z, acc, row, scale, q_len, kv_len, offset, left, right, stride_k_row, stride_v_row,
-    variant, batch, head, q_first, kv_first, SCORE: tl.constexpr, ALLOWED: tl.constexpr, CHANGED: tl.constexpr,
-    FREE: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, EVEN: tl.constexpr,
-    RISING: tl.constexpr, TMA: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr, PRECISION: tl.constexpr,
+    q, k_at, v_at, q_rest, k_rest_at, v_rest_at, start, m, z, acc, acc_rest, row, scale, q_len, kv_len, offset, left,
+    right, stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE: tl.constexpr,
+    ALLOWED: tl.constexpr, CHANGED: tl.constexpr, FREE: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr,
+    HAS_RIGHT: tl.constexpr, EVEN: tl.constexpr, RISING: tl.constexpr, TMA: tl.constexpr, EARLY: tl.constexpr,
+    HINTS: tl.constexpr, PRECISION: tl.constexpr, LAG: tl.constexpr, REST: tl.constexpr, V_REST: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK_V_REST: tl.constexpr,
 ):  # fmt: skip
-    """One key block: (m, z, acc) of the online softmax (Milakov and Gimelshein 2018) after keys start... start + BLOCK_N."""
+    """One key block: (m, z, acc, acc_rest) of the online softmax (Milakov and Gimelshein 2018) after keys start... start +
+    BLOCK_N. Columns of a head beyond the first HEAD_DIM are a tile of their own if there is a REST; so are those of values."""
     CHECK: tl.constexpr = MASKED and not EVEN
     # Many programs read keys and values, one reads its queries.
     KEEP: tl.constexpr = "evict_last" if HINTS else ""
@@ -57,6 +64,10 @@ def _attend(
 
     # Score
     s = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], dtype=acc.dtype), PRECISION)
+
+    if REST:
+        k_rest = load_tile(k_rest_at, start, kv_len, stride_k_row, REST, BLOCK_N, BLOCK_REST, CHECK, TMA, KEEP)
+        s = product(q_rest, tl.trans(k_rest), s, PRECISION)
 
     # Mask. Where scale > 0 the maximum may be taken before scaling, and scaling and shifting are one fused operation:
     # whatever rounding m has, it is the same m in p, z and the log-sum-exp. Else s must be scaled before -inf comes in.
@@ -81,6 +92,10 @@ def _attend(
 
     # Softmax
     m_next = tl.maximum(m, tl.max(s, 1) * factor)
+    if LAG > 0:
+        # Any number near the maximum does in its place, as out is a quotient: weights may then be as large as 2^LAG. A row
+        # decides for itself, so that no other row has an influence on its bits.
+        m_next = tl.where(m_next > m + LAG, m_next, m)
     shift = m_next
     if MASKED or CHANGED:
         # A row that saw nothing yet: -inf - -inf is NaN, -inf - 0 is -inf.
@@ -88,14 +103,27 @@ def _attend(
     p = tl.exp2(s * factor - shift[:, None])
     shrink = tl.exp2(m - shift)
 
-    # Accumulate
+    # Accumulate. A lag spares the accumulator the product, not z, which is small.
     if not EARLY:
         v = load_tile(v_at, start, kv_len, stride_v_row, V_HEAD_DIM, BLOCK_N, BLOCK_DV, CHECK, TMA, KEEP)
     z = z * shrink + tl.sum(p, 1)
     if variant.seed is not None:
         p = tl.where(kept(variant, batch, head, row[:, None] + q_first, col[None, :] + kv_first), p, 0.0)
-    acc = product(rounded(p, v.dtype), v, acc * shrink[:, None], PRECISION)
-    return m_next, z, acc
+    if LAG > 0:
+        # Rows that stay where they are would be multiplied by exactly 1.
+        if tl.max((m_next > m).to(tl.int32), 0) > 0:
+            acc *= shrink[:, None]
+            if V_REST:
+                acc_rest *= shrink[:, None]
+        acc = product(rounded(p, v.dtype), v, acc, PRECISION)
+    else:
+        acc = product(rounded(p, v.dtype), v, acc * shrink[:, None], PRECISION)
+        if V_REST:
+            acc_rest *= shrink[:, None]
+    if V_REST:
+        v_rest = load_tile(v_rest_at, start, kv_len, stride_v_row, V_REST, BLOCK_N, BLOCK_V_REST, CHECK, TMA, KEEP)
+        acc_rest = product(rounded(p, v_rest.dtype), v_rest, acc_rest, PRECISION)
+    return m_next, z, acc, acc_rest
 
 
 @triton.jit
@@ -114,7 +142,8 @@ def _attend_tile(
     EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr,
     TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
     STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
-    PRECISION: tl.constexpr, LONE: tl.constexpr,
+    PRECISION: tl.constexpr, LONE: tl.constexpr, LAG: tl.constexpr, REST: tl.constexpr, V_REST: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK_V_REST: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head against all keys that they see: the tile at `position` of `blocks` in `head_row`."""
     # Position: heavy blocks first; heads that take turns are neighbours, so that they find their keys in the cache.
@@ -154,6 +183,20 @@ def _attend_tile(
     v_at = tile_at_zero(v_base, kv_len, stride_v_row, stride_v_col, V_HEAD_DIM, BLOCK_N, BLOCK_DV, TMA_KV, WIDE)
     ONCE: tl.constexpr = "evict_first" if HINTS else ""
     q_tile = load_tile(q_at, start_m, q_len, stride_q_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, TMA_Q, ONCE)
+    q_rest = q_tile
+    k_rest_at = k_at
+    v_rest_at = v_at
+    if REST:
+        q_rest_base = q_base + tl.cast(stride_q_col, tl.int64) * HEAD_DIM
+        k_rest_base = k_base + tl.cast(stride_k_col, tl.int64) * HEAD_DIM
+        q_rest_at = tile_at_zero(q_rest_base, q_len, stride_q_row, stride_q_col, REST, BLOCK_M, BLOCK_REST, TMA_Q, WIDE)
+        k_rest_at = tile_at_zero(k_rest_base, kv_len, stride_k_row, stride_k_col, REST, BLOCK_N, BLOCK_REST, TMA_KV, WIDE)
+        q_rest = load_tile(q_rest_at, start_m, q_len, stride_q_row, REST, BLOCK_M, BLOCK_REST, True, TMA_Q, ONCE)
+    if V_REST:
+        v_rest_base = v_base + tl.cast(stride_v_col, tl.int64) * V_HEAD_DIM
+        v_rest_at = tile_at_zero(
+            v_rest_base, kv_len, stride_v_row, stride_v_col, V_REST, BLOCK_N, BLOCK_V_REST, TMA_KV, WIDE
+        )  # fmt: skip
     m = tl.full([BLOCK_M], float("-inf"), dtype=ACC)
     z = tl.zeros([BLOCK_M], dtype=ACC)
     if variant.sinks is not None:
@@ -162,6 +205,8 @@ def _attend_tile(
         m = tl.zeros([BLOCK_M], dtype=ACC) + sink_of(variant, head, ACC) * _LOG2_E
         z = z + 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_DV], dtype=ACC)
+    # Without a rest nothing is ever added to it, and no code is left of it.
+    acc_rest = tl.zeros([BLOCK_M, BLOCK_V_REST], dtype=ACC)
 
     # Attend
     last_row = tl.minimum(start_m + BLOCK_M, q_len) - 1
@@ -175,32 +220,35 @@ def _attend_tile(
         for block in tl.range(
             plain_first, plain_last, num_stages=STAGES, warp_specialize=SPECIALIZED, disallow_acc_multi_buffer=LONE
         ):  # fmt: skip
-            m, z, acc = _attend(
-                q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
+            m, z, acc, acc_rest = _attend(
+                q_tile, k_at, v_at, q_rest, k_rest_at, v_rest_at, block * BLOCK_N, m, z, acc, acc_rest, row, scale, q_len,
+                kv_len, offset, left, right,
                 stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED, FREE,
                 HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
-                TMA_KV, EARLY, HINTS, PRECISION,
+                TMA_KV, EARLY, HINTS, PRECISION, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST,
             )  # fmt: skip
         if ANY_MASK:
             for i in tl.range(
                 0, plain_first - first + last - plain_last, num_stages=MASKED_STAGES, disallow_acc_multi_buffer=LONE
             ):  # fmt: skip
                 block = masked_block(i, first, plain_first, plain_last, HAS_LEFT)
-                m, z, acc = _attend(
-                    q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
+                m, z, acc, acc_rest = _attend(
+                    q_tile, k_at, v_at, q_rest, k_rest_at, v_rest_at, block * BLOCK_N, m, z, acc, acc_rest, row, scale, q_len,
+                kv_len, offset, left, right,
                     stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED,
                     FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
-                    TMA_KV, EARLY, HINTS, PRECISION,
+                    TMA_KV, EARLY, HINTS, PRECISION, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST,
                 )  # fmt: skip
     else:
         for block in tl.range(
             first, last, num_stages=STAGES, warp_specialize=SPECIALIZED, disallow_acc_multi_buffer=LONE
         ):  # fmt: skip
-            m, z, acc = _attend(
-                q_tile, k_at, v_at, block * BLOCK_N, m, z, acc, row, scale, q_len, kv_len, offset, left, right,
+            m, z, acc, acc_rest = _attend(
+                q_tile, k_at, v_at, q_rest, k_rest_at, v_rest_at, block * BLOCK_N, m, z, acc, acc_rest, row, scale, q_len,
+                kv_len, offset, left, right,
                 stride_k_row, stride_v_row, variant, batch, head, q_first, kv_first, SCORE, ALLOWED, CHANGED, FREE,
                 HEAD_DIM, V_HEAD_DIM, BLOCK_N, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, RISING,
-                TMA_KV, EARLY, HINTS, PRECISION,
+                TMA_KV, EARLY, HINTS, PRECISION, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST,
             )  # fmt: skip
 
     # Store. A row that saw nothing has z = 0 and acc = 0.
@@ -209,6 +257,14 @@ def _attend_tile(
     if variant.seed is not None:
         o = o * variant.kept_scale
     store_tile(o, out_base, start_m, q_len, stride_out_row, stride_out_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, WIDE)
+    if V_REST:
+        rest = acc_rest / tl.expand_dims(tl.where(z > 0, z, 1.0), 1)
+        if variant.seed is not None:
+            rest = rest * variant.kept_scale
+        rest_base = out_base + tl.cast(stride_out_col, tl.int64) * V_HEAD_DIM
+        store_tile(
+            rest, rest_base, start_m, q_len, stride_out_row, stride_out_col, V_REST, BLOCK_M, BLOCK_V_REST, WIDE
+        )  # fmt: skip
     lse_at = lse + batch * stride_lse_batch + head * stride_lse_head + (row + q_first).to(tl.int64) * stride_lse_row
     tl.store(lse_at, log_sum_exp(m, z).to(lse.dtype.element_ty), mask=row < q_len)
 
@@ -228,7 +284,8 @@ def flash_fwd_kernel(
     EVEN: tl.constexpr, RISING: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr, FOLDED: tl.constexpr,
     TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
     STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
-    PRECISION: tl.constexpr, LONE: tl.constexpr, FLAT: tl.constexpr,
+    PRECISION: tl.constexpr, LONE: tl.constexpr, FLAT: tl.constexpr, LAG: tl.constexpr, REST: tl.constexpr,
+    V_REST: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V_REST: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries for each program; or, if there is a `width`, all tiles in turn, of which that many lie along the first
     axis. `scale` is to base 2, or natural if scores are CHANGED; the mask is FREE if more than the band hides keys."""
@@ -253,7 +310,7 @@ def flash_fwd_kernel(
                 scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
                 SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
                 EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
-                HINTS, PRECISION, LONE,
+                HINTS, PRECISION, LONE, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST,
             )  # fmt: skip
     else:
         _attend_tile(
@@ -267,7 +324,7 @@ def flash_fwd_kernel(
             scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
             SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
             EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
-            HINTS, PRECISION, LONE,
+            HINTS, PRECISION, LONE, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST,
         )  # fmt: skip
 
 
@@ -314,6 +371,8 @@ def launches(
     v_load: str = "late",
     cache_hints: bool = False,
     precision: str = "ieee",
+    lag: int = 0,
+    head_chunks: bool = False,
     multiprocessors: int | None = None,
 ) -> list[Launch]:
     """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring and in `variants`.
@@ -324,6 +383,8 @@ def launches(
     all tiles; 0 makes one for each tile. `flatten` then lets the next tile's loads begin before a tile has ended. `maxnreg` is
     a limit of registers, 0 the compiler's. `v_load` is "late", behind the softmax, or "early". `cache_hints` keep K and V
     in L1, `lone_accumulator` keeps one in tensor memory. `precision` of products of fp32 is "ieee", "tf32" or "tf32x3".
+    `head_chunks` make two tiles of a head that is no power of two wide, where these are narrower than one that is padded.
+    Sums are rescaled where the maximum of a row has risen by more than `lag` powers of two: 0 at every step.
     `multiprocessors` is how many the device has, where that cannot be asked (tensors on "meta").
     Raises `ValueError` for tensors or tunables that do not go together.
     """
@@ -337,6 +398,8 @@ def launches(
         raise ValueError(
             f"at least 1 of groups_together and 0 of programs_per_sm, found {groups_together} and {programs_per_sm}"
         )
+    if not 0 <= lag <= _MOST_LAG:
+        raise ValueError(f"lag must be at least 0 and at most {_MOST_LAG}, found {lag}")
     batch, q_heads, q_len, head_dim = q.shape
     kv_heads, kv_len = k.shape[1:3]
     group = q_heads // kv_heads
@@ -346,7 +409,11 @@ def launches(
     if load != "pointer":
         primitives.require_tma(k=k, v=v, **({"q": q} if load == "tma" else {}))
     together = group * math.gcd(groups_together, batch * kv_heads) if head_order == "inner" else 1
-    block_d, block_dv = primitives.padded(head_dim), primitives.padded(v.shape[3])
+    columns, rest = _chunks(head_dim, head_chunks)
+    v_columns, v_rest = _chunks(v.shape[3], head_chunks)
+    block_d, block_dv = primitives.padded(columns), primitives.padded(v_columns)
+    block_rest, block_v_rest = primitives.padded(rest), primitives.padded(v_rest)
+    wide = block_d + block_dv + (block_rest if rest else 0) + (block_v_rest if v_rest else 0)
     variant = variants.variant_of(
         q, k, softcap=softcap, chunk=chunk, dropout=dropout, dropout_seed=dropout_seed, slopes=slopes, bias=bias,
         sinks=sinks, prefix=prefix, q_documents=q_documents, kv_documents=kv_documents, mask=mask,
@@ -369,7 +436,7 @@ def launches(
     factor = scale if known["CHANGED"] else scale * primitives.LOG2_E
     steps = Steps(
         plain=plain, masked=masked, tiles=tiles,
-        flops_per_step=2 * block_m * block_n * (block_d + block_dv),
+        flops_per_step=2 * block_m * block_n * wide,
     )
     arguments = {
         "q": q, "k": k, "v": v, "out": out, "lse": lse,
@@ -379,7 +446,7 @@ def launches(
         "together": together if together != group else None, "variant": variant,
     }  # fmt: skip
     constants = {
-        **known, "HEAD_DIM": head_dim, "V_HEAD_DIM": v.shape[3], "BLOCK_D": block_d, "BLOCK_DV": block_dv,
+        **known, "HEAD_DIM": columns, "V_HEAD_DIM": v_columns, "BLOCK_D": block_d, "BLOCK_DV": block_dv,
         "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n), **variants.ragged(variant),
         "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": together > 1,
         "FOLDED": grid[2] > 1, "TMA_Q": described and load == "tma", "TMA_KV": described,
@@ -387,6 +454,7 @@ def launches(
         "SPECIALIZED": warp_specialize, "STAGES": num_stages, "MASKED_STAGES": masked_stages,
         "ACC": primitives.accumulator(q.dtype), "EARLY": v_load == "early",
         "HINTS": cache_hints, "PRECISION": precision, "LONE": lone_accumulator, "FLAT": flatten,
+        "LAG": lag, "REST": rest, "V_REST": v_rest, "BLOCK_REST": block_rest, "BLOCK_V_REST": block_v_rest,
     }  # fmt: skip
     launch = Launch(
         kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=described,
@@ -395,6 +463,15 @@ def launches(
         ),
     )  # fmt: skip
     return [launch]
+
+
+def _chunks(head_dim: int, chunked: bool) -> tuple[int, int]:
+    """Columns of a head in its first tile and in a second one: the largest power of two and the rest, unless padding the rest as
+    well would make both as wide as one tile for all."""
+    first = 1 << (head_dim.bit_length() - 1)
+    rest = head_dim - first
+    narrower = rest > 0 and first >= _LEAST_COLUMNS and first + primitives.padded(rest) < primitives.padded(head_dim)
+    return (first, rest) if chunked and narrower else (head_dim, 0)
 
 
 def workspaces(
@@ -448,5 +525,6 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
         "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 1,
         "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
         "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1, "programs_per_sm": 0,
-        "flatten": False, "lone_accumulator": False, "v_load": "late", "cache_hints": False, "precision": "ieee",
+        "flatten": False, "lone_accumulator": False, "v_load": "late", "cache_hints": False, "precision": "ieee", "lag": 0,
+        "head_chunks": False,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import flash_bwd, flash_fwd, functions, primitives, variants
+from . import flash_bwd, flash_decode, flash_fwd, functions, paged, primitives, variants
 from .functions import Given
 
 Config = Mapping[str, int | str | bool]
@@ -160,6 +160,32 @@ def define_operators(
     return Operators(forward_op, backward_op, variants)
 
 
+def define_paged(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Define `flashtune::NAME`: attention of few queries to paged keys by `flash_decode`, which has no gradient."""
+
+    def forward(*tensors: Tensor, config: str, **settings: Any) -> tuple[Tensor, Tensor]:
+        return run_paged(dict(zip(_PAGED, tensors, strict=True)), settings, config)
+
+    def shapes(*tensors: Tensor, config: str, **settings: Any) -> tuple[Tensor, Tensor]:
+        q, k, v, table, lengths = tensors
+        _require_one_device(dict(zip(_PAGED, tensors, strict=True)), {})
+        paged.pages_of(q, k, v, table, lengths, top_left=settings["top_left"])
+        lse_type = torch.promote_types(q.dtype, torch.float32)
+        return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=lse_type)
+
+    read = ", ".join(f"Tensor {each}" for each in _PAGED)
+    operator = torch.library.custom_op(
+        f"flashtune::{name}", forward, mutates_args=(),
+        schema=f"({read}, *, float? scale, SymInt? window_left, SymInt? window_right, bool top_left, str config)"
+        " -> (Tensor, Tensor)",
+    )  # fmt: skip
+    operator.register_fake(shapes)
+    return operator
+
+
+_PAGED = ("q", "k", "v", "block_table", "kv_lengths")
+
+
 def _present(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in zip(names, tensors, strict=True) if tensor is not None}
 
@@ -218,6 +244,16 @@ def run_forward(given: Mapping[str, Tensor], settings: Mapping[str, Any], config
     with torch.cuda.device_of(q):
         tensors = dict(given) | _described(chosen, q=q, k=k, v=v)
         return flash_fwd.flash_fwd(**tensors, **settings, config=chosen)
+
+
+def run_paged(given: Mapping[str, Tensor], settings: Mapping[str, Any], config: str) -> tuple[Tensor, Tensor]:
+    """out and lse by `flash_decode` from q, pools k and v, block_table and kv_lengths; else as `run_forward`."""
+    _require_runnable(given, settings)
+    q, k, v, table, lengths = (given[name] for name in _PAGED)
+    paged.pages_of(q, k, v, table, lengths, top_left=settings["top_left"])
+    chosen = _chosen(config, flash_decode.safe_config(q, k, v, table), "flash_decode")
+    with torch.cuda.device_of(q):
+        return flash_decode.flash_decode(**given, **settings, config=chosen)
 
 
 def run_backward(

@@ -413,12 +413,16 @@ def require_shapes(expected: Mapping[str, tuple[torch.Tensor, Sequence[int]]]) -
             raise ValueError(f"{name} must have the shape {tuple(shape)}, found {tuple(tensor.shape)}")
 
 
-def require_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **same_type: torch.Tensor) -> None:
-    """Raise `ValueError` unless q, k and v belong together and share their type with `same_type`."""
+def require_inputs(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, paged: bool = False, **same_type: torch.Tensor
+) -> None:
+    """Raise `ValueError` unless q, k and v belong together and share their type with `same_type`. `paged`: the first axis of k
+    and v has pages, any number of them, instead of sequences."""
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k and v must have four axes, found {q.ndim}, {k.ndim} and {v.ndim}")
     batch, q_heads, _, head_dim = q.shape
     kv_heads, kv_len = k.shape[1:3]
+    batch = k.shape[0] if paged else batch
     require_shapes({"k": (k, (batch, kv_heads, kv_len, head_dim)), "v": (v, (batch, kv_heads, kv_len, v.shape[3]))})
     if not kv_heads or q_heads % kv_heads:
         raise ValueError(f"query heads ({q_heads}) must be a multiple of key/value heads ({kv_heads})")

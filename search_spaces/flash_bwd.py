@@ -1,12 +1,12 @@
 """What may vary in `kernels/flash_bwd.py`, when a combination is legal, and a safe config for every device.
 
-The two launches that matter, `dkdv` and `dq`, have tunables of their own and share nothing but the GPU. A rule removes only
-what cannot be launched or cannot win. Figures come from compiling the kernels for sm_80, sm_89, sm_90, sm_100 and gfx942.
+The two launches that matter, `dkdv` and `dq`, have tunables of their own and share nothing but the GPU, or are made one.
+A rule removes only what cannot be launched or cannot win. Figures come from compiling for sm_80, sm_89, sm_90, sm_100, gfx942.
 """
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space
+from harness.space import Config, Param, Rule, Space, padded, power_of_two
 
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 32
@@ -19,18 +19,20 @@ def space(problem: Problem, device: DeviceFacts) -> Space:
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
-    """A config that compiles without spills for any head dim up to 256; by arch, dtype and the wider head dim."""
+    """A config for head dims up to 256, in 16 bits 576, by arch, dtype and the wider one. It spills nothing, but for heads of
+    256 with dropout on sm_90 and of 576 on gfx942."""
     dkdv, dq = _default_tiles(problem, device)
-    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
-    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
-    load = "tma" if _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 else "pointer"
+    longest_m = max(_LEAST_QUERIES, power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, power_of_two(problem.kv_len))
+    wide = max(problem.head_dim, problem.v_head_dim) > 256
+    load = "tma" if _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 and not wide else "pointer"
     return Config({
         "dkdv_block_m": min(dkdv[0], longest_m), "dkdv_block_n": min(dkdv[1], longest_n),
          "dkdv_warps": dkdv[2], "dkdv_stages": dkdv[3],
         "dkdv_load": load,
         "dq_block_m": min(dq[0], longest_m), "dq_block_n": min(dq[1], longest_n),
          "dq_warps": dq[2], "dq_stages": dq[3], "dq_load": load,
-        "waves_per_eu": 0,
+        "waves_per_eu": 0, "structure": "separate",
     })  # fmt: skip
 
 
@@ -51,13 +53,18 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
         Param("dq_stages", stages, "more key blocks in flight hide latency, for shared memory", interpreted=False),
         Param("dq_load", loads, "descriptors spare address arithmetic"),
         Param("waves_per_eu", (0,) if cuda else (0, 1, 2), "fewer registers for more waves", interpreted=False),
+        Param(
+            "structure",
+            ("separate", "fused"),
+            "one launch for both begins with queries where no tile of keys is left, with the registers of the hungrier",
+        ),
     )
 
 
 def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
-    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
-    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
-    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    longest_m = max(_LEAST_QUERIES, power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, power_of_two(problem.kv_len))
+    wide, wide_v = padded(problem.head_dim), padded(problem.v_head_dim)
 
     def fits_length(config: Config) -> bool:
         queries = max(int(config["dkdv_block_m"]), int(config["dq_block_m"]))
@@ -81,11 +88,15 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         query_sums = int(config["dq_block_m"]) * (wide + int(config["dq_block_n"])) // query_threads
         return max(sums, query_sums) <= device.registers_per_thread
 
+    def launched_together(config: Config) -> bool:
+        return config["structure"] == "separate" or config["dkdv_warps"] == config["dq_warps"]
+
     return (
         Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
         Rule("causal_tile_shape", "most of a tile this wide would lie outside the band", square_enough),
         Rule("shared_memory", "the blocks in flight do not fit a block's shared memory", fits_shared),
         Rule("registers", "scores and gradients alone need more registers than a thread has", fits_registers),
+        Rule("fused_warps", "programs of one launch have as many warps", launched_together),
     )
 
 
@@ -99,7 +110,7 @@ def _tma_possible(problem: Problem, device: DeviceFacts) -> bool:
 def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config, launch: str) -> int:
     """Least shared memory of a block of `launch`: the blocks of the other side that are in flight."""
     size = DTYPE_BYTES[problem.dtype]
-    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    wide, wide_v = padded(problem.head_dim), padded(problem.v_head_dim)
     kept, passing = ("n", "m") if launch == "dkdv" else ("m", "n")
     rows, block = int(config[f"{launch}_block_{kept}"]), int(config[f"{launch}_block_{passing}"])
     stages = int(config[f"{launch}_stages"])
@@ -114,8 +125,8 @@ def _default_tiles(
     problem: Problem, device: DeviceFacts
 ) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     """(block_m, block_n, warps, stages) of dkdv and of dq."""
-    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
-    uneven = _padded(problem.head_dim) != _padded(problem.v_head_dim)
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim))
+    uneven = padded(problem.head_dim) != padded(problem.v_head_dim)
     if problem.dtype == "fp32":
         if widest <= 128:
             return (16, 32, 8, 1), (32, 16, 4 if widest <= 64 else 8, 1)
@@ -127,25 +138,38 @@ def _default_tiles(
         if device.compute_capability >= 100:
             return (16, 16, 8, 2), (16, 16, 4, 1)
         return (16, 16, 8, 1), (16, 16, 8, 1)
+    if widest > 256:
+        return _widest_tiles(problem, device)
     if device.vendor != "cuda":
         return ((32, 64, 4, 1), (64, 32, 4, 1)) if widest <= 128 else ((16, 32, 4, 1), (32, 16, 4, 1))
-    if device.compute_capability >= 90:
-        if widest <= 64:
-            return (64, 128, 8, 2), (128, 64, 8, 2)
-        if widest <= 128:
-            return (32 if device.compute_capability < 100 else 64, 128, 8, 2), (128, 64, 8, 2)
-        if uneven:
-            return (32, 64, 8, 2), (64, 32, 8, 2)
-        return (32, 64, 8, 1) if device.compute_capability >= 100 else (16, 64, 8, 2), (64, 32, 8, 2)
+    return _modern_tiles(problem, device) if device.compute_capability >= 90 else _older_tiles(widest, uneven=uneven)
+
+
+def _widest_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """Of heads beyond 256 in 16 bits, whose sums fill the registers."""
+    if device.vendor != "cuda":
+        return (16, 16, 4, 1), (16, 16, 4, 1)
+    if problem.head_dim <= 256:
+        return (16, 32, 8, 1), (32, 16, 8, 1)
+    return (16, 16, 8, 1), (16, 16, 8, 1 if problem.head_dim <= 512 else 2)
+
+
+def _modern_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """From sm_90 on, up to 256 in 16 bits."""
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim))
+    newest = device.compute_capability >= 100
+    if widest <= 64:
+        return (64, 128, 8, 2), (128, 64, 8, 2)
+    if widest <= 128:
+        # The random numbers of dropout take registers.
+        keys = 64 if problem.dropout and not newest else 128
+        return (64 if newest else 32, keys, 8, 2), (128, 64, 8, 2)
+    if padded(problem.head_dim) != padded(problem.v_head_dim):
+        return (32, 64, 8, 2), (64, 32, 8, 2)
+    return (32, 64, 8, 1) if newest else (16, 64, 8, 2), (64, 32, 8, 2)
+
+
+def _older_tiles(widest: int, *, uneven: bool) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     if widest <= 64:
         return (32, 128, 8, 2), (128, 32, 8, 2)
     return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 64 if uneven else 32, 8, 1), (64, 16, 8, 1))
-
-
-def _padded(head_dim: int) -> int:
-    return max(16, _power_of_two(head_dim))
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not less than `number`."""
-    return 1 << max(number - 1, 0).bit_length()

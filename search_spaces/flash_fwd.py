@@ -6,7 +6,7 @@ Figures come from compiling the kernel for sm_80, sm_89, sm_90, sm_100 and gfx94
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space
+from harness.space import Config, Param, Rule, Space, padded, power_of_two
 
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 64
@@ -23,25 +23,26 @@ _OTHER_REGISTERS = 32
 
 def space(problem: Problem, device: DeviceFacts) -> Space:
     """The tunables of the forward kernel for `problem` on `device`."""
-    return Space(params=_params(problem, device), rules=_rules(problem, device))
+    params = (*_tile_params(problem, device), *_grid_params(problem, device), *_code_params(problem, device))
+    rules = (*_tile_rules(problem, device), *_grid_rules(problem, device), *_code_rules(problem, device))
+    return Space(params=params, rules=rules)
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
-    """A config that compiles without spills for any head dim up to 256; by arch, dtype and the wider head dim."""
+    """A config that compiles without spills for head dims up to 256, in 16 bits up to 576; by arch, dtype and the wider one."""
     block_m, block_n, warps, stages = _default_tile(problem, device)
-    block_m = min(block_m, max(_LEAST_QUERIES, _power_of_two(problem.q_len)))
-    block_n = min(block_n, max(_LEAST_KEYS, _power_of_two(problem.kv_len)))
-    load = "tma" if _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 else "pointer"
+    block_m = min(block_m, max(_LEAST_QUERIES, power_of_two(problem.q_len)))
+    block_n = min(block_n, max(_LEAST_KEYS, power_of_two(problem.kv_len)))
+    # Heads of 576 fit in two tiles only, and in registers only if they come by pointers.
+    halved = problem.head_dim > 512 and _divisible(problem)
+    described = _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 and not halved
     return Config({
-        "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "precision": "ieee", "load": load,
-        "loops": "split", "masked_stages": min(stages, 2) if _two_loops(problem) else 1, "warp_specialize": False,
-        "head_order": "outer", "groups_together": 1, "programs_per_sm": 0, "flatten": False, "waves_per_eu": 0,
-        "maxnreg": 0, "v_load": "late", "cache_hints": False, "lone_accumulator": False,
+        "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "precision": "ieee",
+        "load": "tma" if described else "pointer", "loops": "split", "warp_specialize": False, "head_order": "outer",
+        "masked_stages": min(stages, 2) if _two_loops(problem) else 1, "groups_together": 1, "programs_per_sm": 0,
+        "flatten": False, "waves_per_eu": 0, "maxnreg": 0, "v_load": "late", "cache_hints": False,
+        "lone_accumulator": False, "lag": 0, "head_chunks": halved,
     })  # fmt: skip
-
-
-def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
-    return (*_tile_params(problem, device), *_grid_params(problem, device), *_code_params(problem, device))
 
 
 def _tile_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
@@ -101,6 +102,14 @@ def _code_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
         Param(
             "maxnreg", _REGISTER_LIMITS if cuda else (0,), "fewer registers let another block hide latency", interpreted=False
         ),
+        Param(
+            "lag", (0, 8) if device.compute_capability < 100 else (0,),
+            "sums that wait until a maximum has risen by so many powers of two are rarely rescaled, for a vote at each step",
+        ),
+        Param(
+            "head_chunks", (False, True) if _divisible(problem) else (False,),
+            "two tiles of a head that is no power of two wide multiply less padding, in twice as many products",
+        ),
         Param("v_load", ("late", "early"), "values asked for before the softmax are there after it, for registers"),
         Param(
             "cache_hints", (False, True) if cuda else (False,),
@@ -115,16 +124,12 @@ def _code_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
     )  # fmt: skip
 
 
-def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
-    return (*_tile_rules(problem, device), *_grid_rules(problem, device), *_code_rules(problem, device))
-
-
 def _tile_rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
-    longest_m = max(_LEAST_QUERIES, _power_of_two(problem.q_len))
-    longest_n = max(_LEAST_KEYS, _power_of_two(problem.kv_len))
+    longest_m = max(_LEAST_QUERIES, power_of_two(problem.q_len))
+    longest_n = max(_LEAST_KEYS, power_of_two(problem.kv_len))
     # Published configs have 64 rows and more, 32 where a row is longer than 256 bytes, and 32 keys and more. Plain
     # multiply-add keeps more of them in registers.
-    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim)) * DTYPE_BYTES[problem.dtype]
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim)) * DTYPE_BYTES[problem.dtype]
     least_m, least_n = 64 if widest <= 256 else 32, 32 if widest <= 512 else 16
     full = problem.batch * problem.q_heads * (problem.q_len // least_m) >= _FULL * device.multiprocessors
 
@@ -259,11 +264,19 @@ def _code_rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
             device.registers_per_sm // 2
         )
 
+    def rescales(config: Config) -> bool:
+        if not config["lag"]:
+            return True
+        branches = device.compute_capability < 100 and not config["warp_specialize"]
+        return branches and problem.kv_len > int(config["block_n"])
+
     def in_tensor_memory(config: Config) -> bool:
         on_matrix_units = problem.dtype != "fp32" or config["precision"] != "ieee"
         return not config["lone_accumulator"] or on_matrix_units
 
     return (
+        Rule("lag", "needs a second block of keys, and sums outside tensor memory and specialized warps (Triton 3.6 fails)",
+             rescales),
         Rule("v_placement", "copies that run ahead are placed by the compiler, to the same code (sm_90)", v_is_placed),
         Rule("cache_hints", "only plain loads go through L1: not descriptors, nor copies that run ahead", hint_arrives),
         Rule("register_limit", "a limit must let another block share the multiprocessor, in its shared memory too, and hold"
@@ -286,6 +299,18 @@ def _precisions(problem: Problem, device: DeviceFacts) -> tuple[str, ...]:
     if problem.dtype != "fp32" or device.vendor != "cuda":
         return ("ieee", "tf32") if problem.dtype == "fp32" and device.arch == "gfx942" else ("ieee",)
     return ("ieee", "tf32", "tf32x3")
+
+
+def _divisible(problem: Problem) -> bool:
+    """Whether two tiles of a head, of queries and keys or of values, are narrower than one."""
+    return any(_width(dim, chunked=True) < padded(dim) for dim in (problem.head_dim, problem.v_head_dim))
+
+
+def _width(head_dim: int, *, chunked: object) -> int:
+    """Columns of a head with their padding, in one tile or in two."""
+    first = power_of_two(head_dim + 1) // 2
+    halves = first + padded(head_dim - first)
+    return min(halves, padded(head_dim)) if chunked and head_dim > first >= 16 else padded(head_dim)
 
 
 def _may_mask(problem: Problem, block_n: int = 256) -> bool:
@@ -320,7 +345,7 @@ def _one_loop(problem: Problem, config: Config) -> bool:
 def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
     """Least shared memory of a block: key and value blocks in flight, and the queries where they lie there too."""
     size = DTYPE_BYTES[problem.dtype]
-    wide, wide_v = _padded(problem.head_dim), _padded(problem.v_head_dim)
+    wide, wide_v = (_width(dim, chunked=config["head_chunks"]) for dim in (problem.head_dim, problem.v_head_dim))
     block_m, block_n, stages = int(config["block_m"]), int(config["block_n"]), int(config["num_stages"])
     step = block_n * (wide + wide_v) * size
     if device.vendor != "cuda" or stages == 1:
@@ -336,30 +361,40 @@ def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
 def _accumulators(problem: Problem, device: DeviceFacts, config: Config) -> int:
     """Registers per thread for the scores and the output tile."""
     warps = int(config["num_warps"]) * (2 if config["warp_specialize"] else 1)
-    tile = int(config["block_m"]) * (int(config["block_n"]) + _padded(problem.v_head_dim))
+    wide_v = _width(problem.v_head_dim, chunked=config["head_chunks"])
+    tile = int(config["block_m"]) * (int(config["block_n"]) + wide_v)
     return tile // (warps * device.warp_size)
 
 
 def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int, int]:
     """block_m, block_n, num_warps, num_stages."""
-    widest = max(_padded(problem.head_dim), _padded(problem.v_head_dim))
-    uneven = _padded(problem.head_dim) != _padded(problem.v_head_dim)
+    widest = max(padded(problem.head_dim), padded(problem.v_head_dim))
+    uneven = padded(problem.head_dim) != padded(problem.v_head_dim)
     if problem.dtype == "fp32":
         if widest <= 128 or uneven:
             return 32, 16, 8 if widest == 128 else 4, 1
         return 16, 16, 4 if device.compute_capability >= 100 else 8, 1
+    if widest > 256:
+        return _widest_tile(problem, device)
     if device.vendor != "cuda":
         return (128, 64, 4, 1) if widest <= 64 else (128, 32, 4, 1) if widest <= 128 else (64, 32, 4, 1)
+    # What comes in beside scores takes registers: elements of a bias, random numbers, elements of a mask.
+    crowded = problem.bias is not None or problem.dropout > 0
     if device.compute_capability >= 90:
         deep = uneven and device.compute_capability >= 100
+        if crowded:
+            narrow = 64 if device.compute_capability < 100 else 32
+            return (128, 64, 8, 2) if widest <= 128 else (64, narrow, 8, 2)
         return (128, 128, 8, 2) if widest <= 128 else (128, 64, 8, 3 if deep else 2)
-    return (128, 64, 8, 2) if widest <= 64 else (128, 32, 8, 2) if widest <= 128 else (64, 32, 8, 2)
+    if widest <= 128:
+        return (128, 64, 8, 2) if widest <= 64 else (64, 64, 8, 2) if problem.packed else (128, 32, 8, 2)
+    return (32 if problem.mask is not None else 64, 32, 8, 2)
 
 
-def _padded(head_dim: int) -> int:
-    return max(16, _power_of_two(head_dim))
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not less than `number`."""
-    return 1 << max(number - 1, 0).bit_length()
+def _widest_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int, int]:
+    """block_m, block_n, num_warps, num_stages for heads beyond 256 in 16 bits, whose sums fill the registers."""
+    if device.vendor != "cuda":
+        return (64, 16, 8, 1) if problem.head_dim <= 512 else (32, 16, 8, 1)
+    if device.compute_capability >= 90 and problem.head_dim <= 512:
+        return 64, 32, 8, 2
+    return 32, 32, 8, 1

@@ -129,3 +129,18 @@ def test_an_interpreting_process_is_refused(tmp_path: Path) -> None:
     ran = run([job()], tmp_path, TRITON_INTERPRET="1")
     assert ran.returncode != 0
     assert "where Triton interprets" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("kernel", "problem"), [("flash_fwd", "b2 h4/2 s512 d64 bf16 causal fwd"), ("flash_bwd", "b1 h2 s256 d32 fp16 bwd")]
+)
+def test_what_gate_and_proof_launch_on_a_device_is_compiled_before(cache: Path, kernel: str, problem: str) -> None:
+    """The strides and alignments of what will be launched are those that were compiled for."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    kept |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.compile.ahead", kernel, problem]
+    ran = subprocess.run(command, capture_output=True, text=True, env=kept, cwd=ROOT, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    misses = json.loads(ran.stdout)
+    assert misses["candidate"] and misses["gate ahead"] and misses["proof ahead"]
+    assert (misses["gate"], misses["proof"]) == (0, 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import sanitizer
 from harness.fuzz import fuzz
 from harness.fuzz_child import Plan
 from harness.proving import fuzz_configs
@@ -71,3 +72,20 @@ def test_without_a_gpu_it_is_refused_with_what_to_do(tmp_path: Path) -> None:
     done = flashtune("fuzz", "flash_fwd", "--sanitize", "memchek", "--workspace", str(REPOSITORY), cwd=tmp_path)
     assert done.returncode == 2
     assert "memcheck" in done.stderr
+
+
+def test_a_tool_that_does_not_work_here_is_known_before_it_blames_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/bash\necho 'Error: Device not supported' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert sanitizer.find_program() == str(tool)
+    assert sanitizer.refuses() == "the smallest program fails under it: Error: Device not supported"
+    tool.write_text("#!/bin/bash\nexit 0\n")
+    assert sanitizer.refuses() == ""
+    tool.write_text("#!/bin/bash\nexec sleep 30\n")
+    assert "did not end under it within 0 seconds" in sanitizer.refuses(0.2)

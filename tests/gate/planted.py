@@ -18,7 +18,7 @@ from harness.quicken import quicken
 
 FORWARD_CONFIGS = (
     {"block_m": 32, "block_n": 32, "loops": "split", "head_order": "outer"},
-    {"block_m": 32, "block_n": 16, "loops": "single", "head_order": "inner"},
+    {"block_m": 32, "block_n": 16, "loops": "single", "head_order": "inner", "lag": 8},
 )
 FORWARD_REST = {
     "num_warps": 4, "num_stages": 1, "load": "pointer", "masked_stages": 1, "warp_specialize": False, "waves_per_eu": 0,
@@ -71,7 +71,7 @@ MUTANTS = (
     Mutant("tail mask missing", "primitives.py", "seen = col < columns", "seen = col >= 0", ("fwd",), (FULL,), quick=True),
     Mutant("one block too few", "primitives.py", "last = tl.cdiv(columns, BLOCK)", "last = columns // BLOCK",
            ("fwd", "bwd"), (FULL,)),
-    Mutant("accumulator not rescaled", "flash_fwd.py", "acc * shrink[:, None]", "acc", ("fwd",), EVERY, quick=True),
+    Mutant("accumulator not rescaled", "flash_fwd.py", "shrink[:, None]", "1.0", ("fwd",), EVERY, times=4, quick=True),
     Mutant("sum not rescaled", "flash_fwd.py", "z * shrink + tl.sum(p, 1)", "z + tl.sum(p, 1)", ("fwd",), EVERY),
     Mutant("lse in log2", "primitives.py", "* _LOG_2, float", ", float", ("fwd",), (WINDOW,), quick=True),
     Mutant("empty rows divide by zero", "flash_fwd.py", "tl.where(z > 0, z, 1.0)[:, None]", "z[:, None]", ("fwd",),

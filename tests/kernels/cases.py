@@ -1,7 +1,7 @@
 """Asking the stock kernels a question in the interpreter: guarded inputs, poisoned outputs, the derived bounds as judge."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +11,7 @@ from harness import bounds, compare, inputs, oracle
 from harness.inputs import Guarded, Placement
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem, parse_problem
-from harness.subject import workspaces_of
+from harness.subject import lag_of, workspaces_of
 from kernels import flash_bwd, flash_decode, flash_fwd
 
 KERNELS = {"fwd": flash_fwd, "bwd": flash_bwd}
@@ -20,11 +20,12 @@ FORWARD: Mapping[str, Any] = {
     "block_m": 16, "block_n": 32, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split", "masked_stages": 1,
     "head_order": "outer", "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1,
     "programs_per_sm": 0, "flatten": False, "lone_accumulator": False,
-    "v_load": "late", "cache_hints": False, "precision": "ieee",
+    "v_load": "late", "cache_hints": False, "precision": "ieee", "lag": 0, "head_chunks": False,
 }  # fmt: skip
 BACKWARD: Mapping[str, Any] = {
     "dkdv_block_m": 16, "dkdv_block_n": 32, "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer",
     "dq_block_m": 16, "dq_block_n": 32, "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer", "waves_per_eu": 0,
+    "structure": "separate",
 }  # fmt: skip
 DECODE: Mapping[str, Any] = {
     "block_m": 16, "block_n": 16, "num_splits": 4, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split",
@@ -41,6 +42,7 @@ class Answer:
     values: Mapping[str, torch.Tensor]
     outputs: Mapping[str, torch.Tensor]
     memory: Mapping[str, Guarded] = field(repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def same_bits(self, other: "Answer") -> bool:
         return all(torch.equal(self.memory[name].bits, other.memory[name].bits) for name in self.outputs)
@@ -87,13 +89,13 @@ def ask(
         assert name not in values or guarded.unchanged(), f"{problem}: input {name} was written to"
         assert name in values or not guarded.unwritten().any(), f"{problem}: part of {name} was not written"
     outputs = {name: memory[name].view for name in operation.outputs}
-    return Answer(problem=problem, values=values, outputs=outputs, memory=memory)
+    return Answer(problem=problem, values=values, outputs=outputs, memory=memory, config=config)
 
 
 def check(answer: Answer, *, structured: bool = False, key_block: int = 16) -> None:
     """Fail unless every element of every output lies within its derived bound, and empty rows are exact."""
     problem, values = answer.problem, answer.values
-    contract = bounds.contract_for(problem.dtype, key_block=key_block)
+    contract = replace(bounds.contract_for(problem.dtype, key_block=key_block), lag=lag_of(answer.config))
     expect = bounds.expect_forward if problem.pass_ == "fwd" else bounds.expect_backward
     expected = expect(problem, values, contract, structured=structured)
     for found in compare.judge(answer.outputs, expected, case=str(problem)):

@@ -160,6 +160,46 @@ def test_equal_questions_get_equal_bits() -> None:
         assert ask(problem).same_bits(ask(problem))
 
 
+FUSED = {"structure": "fused", "dq_block_m": 32, "dq_block_n": 16}
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "b1 h4/2 q17 k35 d16/24 bf16 causal bwd",
+        "b1 h2/1 q40 k37 d24 fp16 causal top-left window=9 bshd bwd",
+        "b1 h2 q31 k64 d16 fp32 window=20:3 bwd",
+        "b1 h1 s64 d16 fp16 bwd",
+        "b2 h2/1 q0 k9 d16 bf16 bwd",
+        "b2 h2/1 q9 k0 d16 bf16 causal bwd",
+        "b1 h2/1 q17 k35 d16 fp16 causal softcap=4.0 bias=hqk dropout=0.3 sinks lse-grad bwd",
+        "b1 h2/1 q40 k50 d16 fp16 causal packed=3 bwd",
+        "b2 h2/1 q17 k35 d16 fp16 prefix chunk=17 documents bwd",
+    ],
+)
+def test_one_launch_gives_the_bits_of_two(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart, fused = ask(problem, {**FUSED, "structure": "separate"}), ask(problem, FUSED)
+    assert fused.same_bits(apart)
+    monkeypatch.setattr(primitives, "_GRID_LIMIT", 2)
+    assert ask(problem, FUSED).same_bits(apart)
+
+
+def test_one_launch_loads_by_descriptors_and_lies_anywhere() -> None:
+    problem = "b1 h2/1 q33 k20 d40/24 bf16 causal bwd"
+    loads = {"dkdv_load": "tma", "dq_load": "tma"}
+    assert ask(problem, FUSED | loads).same_bits(ask(problem, FUSED))
+    chosen = dict(zip(("q", "k", "v", "dout", "dq", "dk", "dv"), itertools.cycle(PLACEMENTS.values()), strict=False))
+    chosen = {name: way for name, way in chosen.items() if not name.startswith("d") or not way.expanded}
+    check(ask("b2 h2/1 q17 k20 d16/24 bf16 causal bwd", FUSED, placements=chosen))
+
+
+def test_one_launch_needs_as_many_warps_for_both() -> None:
+    with pytest.raises(ValueError, match="as many dkdv_warps as dq_warps, found 8 and 4"):
+        ask("b1 h1 s17 d16 bf16 bwd", FUSED | {"dkdv_warps": 8})
+    with pytest.raises(ValueError, match="structure must be one of"):
+        ask("b1 h1 s17 d16 bf16 bwd", {"structure": "joined"})
+
+
 def test_descriptors_are_refused_where_the_hardware_has_none() -> None:
     with pytest.raises(ValueError, match="dout has row stride 0"):
         ask("b1 h1 s17 d16 bf16 bwd", tiles(16, 32, "tma"), placements={"dout": PLACEMENTS["expanded rows"]})

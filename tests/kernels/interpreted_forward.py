@@ -1,15 +1,17 @@
 """The forward kernel against the oracle, in Triton's interpreter. Run by `test_kernels.py` in a process of its own."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
 
-from harness import bounds, inputs, oracle
+from harness import bounds, compare, inputs, oracle
 from harness.inputs import Placement
-from harness.problem import Problem
+from harness.problem import Problem, parse_problem
 from harness.quicken import quicken
 from kernels import flash_fwd, primitives
 from tests.kernels.cases import FORWARD, ask, check
@@ -109,6 +111,85 @@ def test_when_and_how_tiles_are_asked_for_changes_no_bit() -> None:
             {"precision": "tf32"}, {"precision": "tf32x3"},
         ):  # fmt: skip
             assert ask(problem, changes).same_bits(plain), changes
+
+
+@pytest.mark.parametrize("head_dim", ["96", "40", "192/128", "80/72"])
+@pytest.mark.parametrize("load", ["pointer", "tma"])
+def test_heads_in_two_tiles(head_dim: str, load: str) -> None:
+    dtype = "bf16" if load == "tma" else "fp32" if head_dim == "40" else "fp16"
+    problem = f"b1 h2/1 q17 k40 d{head_dim} {dtype} causal softcap=4.0 dropout=0.3"
+    chunked = {
+        "head_chunks": True,
+        "lag": 8 if head_dim == "80/72" else 0,
+        "v_load": "early" if load == "tma" else "late",
+    }
+    answer = ask(problem, {**chunked, "load": load})
+    check(answer)
+    assert load == "pointer" or answer.same_bits(ask(problem, chunked))
+
+
+def test_heads_in_two_tiles_are_exact_where_sums_are() -> None:
+    problem = "b1 h2/1 q33 k50 d48/80 bf16 causal window=20"
+    whole, halves = (ask(problem, {"head_chunks": chunked}, recipe="counting") for chunked in (False, True))
+    assert torch.equal(whole.outputs["out"], halves.outputs["out"])
+
+
+def test_heads_in_two_tiles_lie_in_any_way() -> None:
+    chosen = dict(zip(("q", "k", "v", "out"), list(PLACEMENTS.values())[:4], strict=True))
+    check(ask("b2 h2/1 q17 k33 d40/48 bf16 causal", {"head_chunks": True}, placements=chosen))
+
+
+def test_heads_are_divided_only_where_that_spares_columns() -> None:
+    widths = {dim: flash_fwd._chunks(dim, True) for dim in (8, 16, 24, 40, 64, 96, 100, 576)}
+    assert widths == {
+        8: (8, 0), 16: (16, 0), 24: (24, 0), 40: (32, 8), 64: (64, 0), 96: (64, 32), 100: (100, 0), 576: (512, 64)
+    }  # fmt: skip
+
+
+LAGGING = {"lag": 8, "block_n": 16}
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "b1 h2/1 q33 k90 d16 bf16 causal window=40", "b1 h1 q17 k70 d8 fp16 top-left causal", "b1 h1 q33 k64 d16 fp32 scale=-0.5",
+        "b1 h2 q33 k50 d16 fp16 sinks softcap=4.0 dropout=0.3", "b1 h1 q40 k64 d16 fp32 prefix documents",
+        "b1 h1 q40 k7 d16 bf16 causal", "b1 h1 q5 k0 d8 fp16",
+    ],
+)  # fmt: skip
+def test_sums_may_be_rescaled_late(problem: str) -> None:
+    for seed, recipe in enumerate(("normal", "large", "integers")):
+        answer = ask(problem, LAGGING, recipe=recipe, seed=seed)
+        check(answer, structured=inputs.recipe_for(recipe).structured)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("rise", [0.5, 5.0, 40.0])
+def test_a_maximum_that_rises_with_every_block_is_followed(dtype: str, rise: float) -> None:
+    """Scores of row i rise by rise (i + 1) / 16 with each key: rows of a tile rescale at different blocks, or never."""
+    parsed = parse_problem(f"b1 h1 q16 k80 d8 {dtype} scale=1.0")
+    generator = torch.Generator().manual_seed(11)
+    q, k, v = (torch.zeros((1, 1, rows, 8), dtype=inputs.DTYPES[dtype]) for rows in (16, 80, 80))
+    q[..., 0] = torch.arange(1, 17) / 16
+    k[..., 0] = torch.arange(80) * (rise / 16)
+    v.copy_(torch.randn(v.shape, generator=generator))
+    values = {"q": q, "k": k, "v": v}
+    contract = bounds.contract_for(dtype, where="interpreter")
+    found = {}
+    for lag in (0, 8):
+        expected = bounds.expect_forward(parsed, values, replace(contract, lag=lag * math.log(2.0)), structured=True)
+        out, lse = flash_fwd.flash_fwd(q, k, v, scale=1.0, config={**FORWARD, **LAGGING, "lag": lag})
+        for one in compare.judge({"out": out, "lse": lse}, expected, case=f"{dtype} {rise} {lag}"):
+            assert one.ratio <= 1, compare.sentence(one)
+        found[lag] = out
+    # Where nothing rises far, the late sums are others: the first block's maximum stays.
+    assert (rise > 1) or not torch.equal(found[0], found[8])
+
+
+def test_a_lag_is_bounded() -> None:
+    for lag in (-1, 9):
+        with pytest.raises(ValueError, match="lag must be at least 0 and at most 8"):
+            ask("b1 h1 s17 d16 bf16", {"lag": lag})
 
 
 GRIDS = (

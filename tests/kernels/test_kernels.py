@@ -26,7 +26,12 @@ FEW = [
     ("mi300x", "b2 h8 s4096 d64 bf16 causal fwd"),
     ("b200", "b2 h8/2 s4096 d128 bf16 causal fwd"),
 ]
-FEW_DECODING = [("h200", "b4 h32/8 q1 k8192 d128 bf16 causal"), ("mi300x", "b4 h32/8 q1 k8192 d128 bf16 causal")]
+FEW_DECODING = [
+    ("h200", "b4 h32/8 q1 k8192 d128 bf16 causal"),
+    ("mi300x", "b4 h32/8 q1 k8192 d128 bf16 causal"),
+    ("h200", "b4 h32/8 q4 k8192 d128 bf16 causal paged=16"),
+    ("b200", "b4 h32/8 q1 k8192 d128 bf16 causal paged=64"),
+]
 # Tiles are so small that threads would only wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 MASKS = ("", "causal", "causal window=512", "window=256:256")
@@ -48,6 +53,41 @@ DECODING = [
         ("h32/8 q1 k8192", "causal"), ("h32/8 q5 k8190", "causal"), ("h32/1 q4 k8192", "causal window=1024"),
     )
     if dtype != "fp32" or not head_dim.startswith("5")
+] + [
+    (device, f"b2 h32/8 q{queries} k8190 d{head_dim} {dtype} causal paged={page}")
+    for device in ARCHITECTURES
+    for dtype in ("bf16", "fp32")
+    for head_dim in ("80", "128", "256", "512")
+    for queries, page in ((1, 1), (4, 16), (1, 256))
+    if dtype != "fp32" or head_dim != "512"
+]  # fmt: skip
+
+
+# What a problem may have beside attention inside a band, one at a time.
+ADDED = (
+    "softcap=30.0", "alibi", "bias=hqk", "sinks", "dropout=0.1", "prefix", "chunk=512", "documents", "mask=bhqk", "packed=4",
+)  # fmt: skip
+VARIANTS = [
+    (device, f"b{1 if added.startswith('packed') else 2} h8/2 s4096 d{head_dim} bf16 causal {added} {pass_}")
+    for device in ("h200", "a100", "b200", "mi300x")
+    for head_dim in (64, 128, 256)
+    for added in ADDED
+    for pass_ in ("fwd", "bwd")
+]
+# Those that once spilled, or nearly.
+FEW_VARIANTS = [
+    ("h200", "b2 h8/2 s4096 d128 bf16 causal bias=hqk fwd"),
+    ("a100", "b2 h8/2 s4096 d256 bf16 causal mask=bhqk fwd"),
+    ("b200", "b2 h8/2 s4096 d256 bf16 causal dropout=0.1 fwd"),
+    ("h200", "b2 h8/2 s4096 d128 bf16 causal dropout=0.1 bwd"),
+]
+# Heads that fill the registers, of latent attention and others.
+WIDE = [
+    (device, f"b2 h8/2 s4096 d{head_dim} bf16 causal {pass_}")
+    for device in ARCHITECTURES
+    for head_dim in ("8", "32", "96", "512", "64/512", "576/512")
+    for pass_ in ("fwd", "bwd")
+    if (device, head_dim, pass_) not in (("rtx4090", "576/512", "bwd"), ("mi300x", "576/512", "bwd"))
 ]  # fmt: skip
 
 
@@ -80,8 +120,9 @@ def test_interpreted(name: str) -> None:
     assert ran.returncode == 0 and " passed" in ran.stdout, ran.stdout[-6000:] + ran.stderr[-2000:]
 
 
-def compiled(jobs: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """Registers, spills and shared memory of every launch of the default config of every job, in one child."""
+def compiled(jobs: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Registers, spills and shared memory of every launch of every job, in one child: (device, problem, stem), and changes of
+    the default config, if any."""
     ran = child(["-m", "tests.kernels.compiled_defaults", json.dumps(jobs)])
     assert ran.returncode == 0, ran.stderr[-3000:]
     found: list[dict[str, Any]] = json.loads(ran.stdout)
@@ -90,7 +131,9 @@ def compiled(jobs: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
 
 def complaints(problems: list[tuple[str, str]], stem: str = "") -> list[str]:
     """Of the kernel `stem`, or of the plain one of each problem's pass."""
-    jobs = [(device, problem, stem or f"flash_{problem.split()[-1]}") for device, problem in problems]
+    jobs: list[tuple[Any, ...]] = [
+        (device, problem, stem or f"flash_{problem.split()[-1]}") for device, problem in problems
+    ]
     found = compiled(jobs)
     assert len(found) >= len(jobs)
     return [str(entry) for entry in found if entry["spill_bytes"] or entry["shared_bytes"] > entry["shared_limit"]]
@@ -100,14 +143,68 @@ def test_defaults_compile_without_spills() -> None:
     assert not complaints(FEW)
 
 
+# What changes the code of a default: two heads in two tiles, sums rescaled late, one launch for both parts of a backward pass.
+STRUCTURES = [
+    ("h200", "b2 h8/2 s4096 d96 bf16 causal fwd", "flash_fwd", {"head_chunks": True, "lag": 8}),
+    ("h200", "b2 h8/2 s4096 d576/512 bf16 causal fwd", "flash_fwd", {}),
+    ("h200", "b2 h8/2 s4096 d128 bf16 causal bwd", "flash_bwd", {"structure": "fused"}),
+    ("mi300x", "b2 h8/2 s4096 d128 bf16 causal bwd", "flash_bwd", {"structure": "fused"}),
+]  # fmt: skip
+
+
+def test_every_structure_compiles_without_spills() -> None:
+    found = compiled(STRUCTURES)
+    assert [entry["kernel"] for entry in found if "rows" not in entry["kernel"]] == [
+        "flash_fwd_kernel", "flash_fwd_kernel", "flash_bwd_fused_kernel", "flash_bwd_fused_kernel"
+    ]  # fmt: skip
+    assert not [entry for entry in found if entry["spill_bytes"] or entry["shared_bytes"] > entry["shared_limit"]]
+
+
 def test_defaults_of_decoding_compile_without_spills() -> None:
     assert not complaints(FEW_DECODING, "flash_decode")
+
+
+def test_defaults_of_variants_compile_without_spills() -> None:
+    assert not complaints(FEW_VARIANTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["h200", "a100", "b200", "mi300x"])
+def test_every_default_of_a_variant_compiles_without_spills(device: str) -> None:
+    found = complaints([job for job in VARIANTS if job[0] == device])
+    assert not found, "\n".join(found)
+
+
+ONE_LOOP = {
+    "num_warps": 4,
+    "num_stages": 2,
+    "loops": "single",
+    "masked_stages": 1,
+    "warp_specialize": True,
+    "block_n": 64,
+}
+
+
+def test_warps_that_are_to_be_specialized_are_so_in_the_binary() -> None:
+    """Four warps are asked for; a producer and two groups of consumers are launched, also where heads are two tiles."""
+    plain = {**ONE_LOOP, "warp_specialize": False}
+    whole, halves = (("h200", f"b2 h8/2 s4096 d{dim} bf16 causal fwd", "flash_fwd") for dim in (128, 96))
+    found = compiled([(*halves, {**ONE_LOOP, "head_chunks": True}), (*whole, plain)])
+    assert [(entry["specialized"], entry["warps"]) for entry in found] == [(True, 12), (False, 4)]
+    assert not found[0]["spill_bytes"]
+
+
+@pytest.mark.slow
+def test_warps_of_programs_that_stay_are_specialized() -> None:
+    problem = ("h200", "b2 h8/2 s4096 d128 bf16 causal fwd", "flash_fwd")
+    found = compiled([(*problem, ONE_LOOP), (*problem, {**ONE_LOOP, "programs_per_sm": 1})])
+    assert [(entry["specialized"], entry["warps"], entry["spill_bytes"]) for entry in found] == [(True, 12, 0)] * 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ARCHITECTURES)
 def test_every_default_compiles_without_spills(device: str) -> None:
-    found = complaints([job for job in ALL if job[0] == device])
+    found = complaints([job for job in (*ALL, *WIDE) if job[0] == device])
     found += complaints([job for job in DECODING if job[0] == device], "flash_decode")
     assert not found, "\n".join(found)
 
@@ -120,3 +217,10 @@ def test_a_default_that_spills_would_be_seen() -> None:
     ran = child(["-m", "tests.kernels.compiled_defaults", json.dumps([SPILLING]), "large"])
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert any(entry["spill_bytes"] > 0 for entry in json.loads(ran.stdout))
+
+
+if __name__ == "__main__":
+    every = [(*job, f"flash_{job[1].split()[-1]}") for job in VARIANTS if job[0] in sys.argv[1:]]
+    subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compiled_defaults", json.dumps(every), "table"], cwd=ROOT, check=True
+    )

@@ -42,6 +42,13 @@ def test_every_default_is_legal(device: str, name: str) -> None:
         SPACES[name].space(problem, TARGETS[device]).check(SPACES[name].default(problem, TARGETS[device]))
 
 
+@pytest.mark.parametrize("device", TARGETS)
+def test_every_default_of_decoding_is_legal_for_wide_heads_and_few_queries(device: str) -> None:
+    for heads, head_dim in itertools.product(("h128/1 q1 k8192", "h32/8 q5 k8190"), ("192/128", "512", "576/512")):
+        problem = parse_problem(f"b2 {heads} d{head_dim} bf16 causal")
+        flash_decode.space(problem, TARGETS[device]).check(flash_decode.default(problem, TARGETS[device]))
+
+
 def forward(device: str, problem: str, **changes: object) -> str | None:
     """Name of the rule that removes the default config with `changes`, or None."""
     parsed, target = parse_problem(problem), TARGETS[device]
@@ -85,6 +92,30 @@ def test_each_rule_of_the_forward_space_removes_what_it_says() -> None:
     assert forward("h200", LONG, **small, maxnreg=255) is None
     assert forward("h200", LONG, **small, maxnreg=168) == "register_limit"
     assert forward("h200", LONG, **small, num_stages=1, masked_stages=1, maxnreg=128) is None
+
+
+def test_sums_are_rescaled_late_only_where_that_compiles() -> None:
+    assert forward("h200", LONG, lag=8) is None
+    assert forward("h200", "b1 h1 s60 d64 bf16", lag=8) == "lag"
+    one_loop = {"loops": "single", "masked_stages": 1, "num_warps": 4, "warp_specialize": True, "block_n": 64}
+    assert forward("h200", LONG, **one_loop, lag=8) == "lag"
+    offered = {param.name: param.values for param in flash_fwd.space(parse_problem(LONG), TARGETS["b200"]).params}
+    assert offered["lag"] == (0,)
+
+
+def test_heads_are_offered_two_tiles_where_these_are_narrower() -> None:
+    for head_dim, offered in (("64", (False,)), ("96", (False, True)), ("192/128", (False, True)), ("100", (False,))):
+        space = flash_fwd.space(parse_problem(f"b1 h1 s256 d{head_dim} bf16"), TARGETS["h200"])
+        assert {param.name: param.values for param in space.params}["head_chunks"] == offered
+    # Four stages of keys and values of 96 fit where those of 128 do not.
+    assert forward("h200", LONG.replace("d128", "d96"), num_stages=4) == "shared_memory"
+    assert forward("h200", LONG.replace("d128", "d96"), num_stages=4, head_chunks=True) is None
+
+
+def test_one_launch_for_both_parts_of_a_backward_pass_has_one_number_of_warps() -> None:
+    assert backward("h200", LONG, structure="fused") is None
+    assert backward("h200", LONG, structure="fused", dq_warps=4) in ("fused_warps", "registers")
+    assert backward("h200", LONG, structure="fused", dq_warps=4, dq_block_m=64) == "fused_warps"
 
 
 def test_each_rule_of_the_grid_removes_what_it_says() -> None:
@@ -197,6 +228,17 @@ def test_default_splits_occupy_every_multiprocessor_and_leave_none_without_a_key
         space = flash_decode.space(problem, target)
         legal = 2 * splits in space.params[2].values and space.broken_rule(doubled) is None
         assert programs * splits >= target.multiprocessors or not legal
+
+
+def test_descriptors_are_offered_where_a_page_holds_a_whole_key_block() -> None:
+    pages = f"{DECODING} paged=64"
+    assert decode("h200", pages) is None and decode("h200", pages, load="tma") is None
+    assert decode("h200", pages, load="tma", block_n=128, num_splits=1) == "descriptor_pages"
+    assert decode("h200", pages, load="tma", loops="single") == "descriptor_pages"
+    assert decode("h200", pages, block_n=128, num_splits=1) is None
+    for problem in (f"{DECODING} paged=24", f"{DECODING} paged=64 window=100"):
+        assert decode("h200", problem) is None
+        assert flash_decode.space(parse_problem(problem), TARGETS["h200"]).params[5].values == ("pointer",)
 
 
 def test_a_left_window_is_masked_in_one_loop() -> None:

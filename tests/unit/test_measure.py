@@ -296,3 +296,14 @@ def test_the_real_torch_has_what_the_fake_one_has():
         cuda.CUDAGraph: ("replay",),
     }.items():
         assert [name for name in names if not hasattr(owner, name)] == []
+
+
+def test_all_graphs_are_captured_on_one_stream():
+    torch = FakeTorch(H200)
+    made = []
+    stream = torch.cuda.Stream
+    torch.cuda.Stream = lambda: made.append(stream()) or made[-1]
+    timer = CudaTimer(torch)
+    timer.capture(lambda: None, 1)
+    timer.capture(lambda: None, 1)
+    assert made == [timer.stream]

@@ -58,6 +58,13 @@ def test_a_problem_adds_tensors_gradients_and_keywords():
     assert operation_for(problem.replace(pass_="fwd", lse_grad=False)).outputs == FORWARD.outputs
 
 
+def test_pages_take_the_place_of_sequences():
+    problem = parse_problem("b2 h6/3 q5 k7 d16/8 bf16 paged=3")
+    assert operation_for(problem).inputs == (*FORWARD.inputs, "block_table", "kv_lengths")
+    assert shapes(problem)["k"] == ((7, 3, 3, 16), "bf16") and shapes(problem)["v"] == ((7, 3, 3, 8), "bf16")
+    assert shapes(problem)["block_table"] == ((2, 3), "int32") and shapes(problem)["kv_lengths"] == ((2,), "int32")
+
+
 def test_a_kernel_is_asked_only_for_what_its_launches_take():
     def launches(q, k, v, out, lse, bias=None, *, scale, window_left, window_right, top_left, softcap=None):
         raise NotImplementedError

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness import bounds, inputs, loops, oracle
+from harness import bounds, inputs, loops, oracle, paging
 from harness.problem import parse_problem
 
 PROBLEMS = [
@@ -44,6 +44,19 @@ PROBLEMS = [
         "b1 h2/1 q17 k13 d3 fp32 packed=3 window=3:1 top-left alibi sinks lse-grad",
         "b1 h2/1 q17 k13 d3 fp32 packed=2 chunk=3 prefix documents dropout=0.2 softcap=2.0",
         "b2 h4/2 q9 k8 d3 fp32 softcap=1.0 alibi bias=hqk sinks dropout=0.5 prefix chunk=5 documents mask=qk lse-grad",
+    )
+]
+
+
+# Those have no backward pass.
+PAGED = [
+    parse_problem(text)
+    for text in (
+        "b3 h4/2 q2 k17 d3 fp32 causal paged=4",
+        "b3 h2/1 q5 k9 d3/4 fp32 window=2:1 paged=1",
+        "b2 h2 q4 k11 d3 fp32 causal top-left paged=16 window=3",
+        "b2 h2/1 q3 k0 d3 fp32 paged=2",
+        "b4 h2/1 q3 k13 d3 fp32 paged=3 softcap=1.0 alibi bias=hqk sinks dropout=0.5 prefix chunk=5 documents mask=bk causal",
     )
 ]
 
@@ -84,6 +97,27 @@ def test_loops_over_single_elements_agree(problem):
         assert_same(oracle.backward(problem, tensors)[name], torch.tensor(loop, dtype=torch.float64), bound)
 
 
+@pytest.mark.parametrize("problem", PAGED, ids=str)
+def test_loops_and_the_oracle_find_the_same_rows_in_pages(problem):
+    for seed in range(3):
+        tensors = inputs.draw(problem, seed=seed)
+        for name, loop in loops.loop_forward(problem, listed(tensors)).items():
+            found = oracle.forward(problem, tensors)[name]
+            assert_same(found, torch.tensor(loop, dtype=torch.float64), allowed(problem, tensors, name))
+
+
+def test_a_sequence_in_pages_is_the_same_sequence_alone():
+    problem = PAGED[0]
+    tensors = inputs.draw(problem, seed=5)
+    out = oracle.forward(problem, tensors)["out"]
+    dense = paging.dense(problem, tensors)
+    for sequence, length in enumerate(tensors["kv_lengths"].tolist()):
+        alone = {name: dense[name][sequence : sequence + 1] for name in ("q", "k", "v")}
+        alone |= {name: alone[name][:, :, :length] for name in ("k", "v")}
+        one = problem.replace(paged=None, batch=1, kv_len=length)
+        assert_same(out[sequence : sequence + 1], oracle.forward(one, alone)["out"], allowed(one, alone, "out"))
+
+
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_the_visible_pairs_are_those_the_problem_counts(problem):
     if problem.packed is None:
@@ -103,8 +137,8 @@ def differentiable(problem, tensors):
     if problem.softcap:
         scores = problem.softcap * torch.tanh(scores / problem.softcap)
     if problem.alibi:
-        at = oracle.positions(problem, tensors, slice(0, problem.q_len))
-        distance = at.key - at.diagonal[:, None]
+        at = oracle.positions(problem, tensors, slice(0, 1), slice(0, problem.q_len))
+        distance = at.key - at.diagonal[0, :, None]
         scores = scores - tensors["slopes"][:, :, None, None] * distance.abs()
     if problem.bias is not None:
         scores = scores + tensors["bias"]

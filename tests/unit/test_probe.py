@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from harness.device import TARGETS
 from harness.errors import MachineError
 from harness.probe import Finding, Gpu, Machine, Package, git_commit, live_device, probe, toolchain, trust
-from harness.sensor import THROTTLING, Sensor, load_nvml, open_sensor
+from harness.sensor import THROTTLING, Sensor, driver_version, load_nvml, open_sensor
 from tests.fakes import H200, MI300X, FakeNvmlError, FakeTorch, fake_nvml
 
 MODULES = {
@@ -388,3 +388,12 @@ def test_the_real_nvml_has_what_the_fake_one_has():
         "power brake": nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
     }
     assert {name: bit for bit, name in THROTTLING.items()} == bits
+
+
+def test_without_nvml_the_kernel_says_which_driver_it_runs(tmp_path):
+    text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.03  Release Build\nGCC version: 12.2.0\n"
+    (tmp_path / "proc").write_text(text)
+    files = (tmp_path / "missing", tmp_path / "proc")
+    assert driver_version(None, files) == "580.159.03"
+    assert driver_version(None, files[:1]) is None
+    assert driver_version(fake_nvml(), files) == "570.86.15"

@@ -109,6 +109,9 @@ def test_two_spellings_of_one_problem_have_one_key(long: str, short: str) -> Non
         ("b4 h32 s4096 d128 packed=3", "packed sequences lie in a batch of 1, found 4"),
         ("b1 h32 s4096 d128 packed=3 bias=h", "packed sequences cannot be combined with a bias"),
         ("b1 h32 s4096 d128 packed=0", "packed must be a whole number of at least 1, found 0"),
+        ("b4 h32 s4096 d128 paged=0", "paged must be a whole number of at least 1, found 0"),
+        ("b4 h32 s4096 d128 paged=16 bwd", "paged keys have a forward pass only"),
+        ("b1 h32 s4096 d128 paged=16 packed=2", "cannot be combined with packed sequences"),
         ("b1 h32 s4096 d128 lse-grad", "a forward problem is given no gradient of the log-sum-exp"),
     ],
 )
@@ -125,6 +128,7 @@ def test_refusals_name_what_was_found(text: str, message: str) -> None:
         "b2 h4/2 s64 d32 bf16 softcap=30.0 alibi bias=hqk sinks dropout=0.1 prefix chunk=16 documents mask=bk lse-grad bwd",
         "b1 h4/2 q64 k70 d32 bf16 causal top-left packed=3 fwd",
         "b2 h4 s64 d32 fp16 bias=1 mask=1 fwd",
+        "b2 h4 s64 d32 fp16 causal top-left paged=16 fwd",
     ],
 )
 def test_what_is_added_has_one_name(text: str) -> None:
@@ -133,7 +137,7 @@ def test_what_is_added_has_one_name(text: str) -> None:
     assert set(problem.variants) <= set(parse_problem(str(problem)).variants)
     plain = problem.replace(
         softcap=None, alibi=False, bias=None, sinks=False, dropout=0.0, prefix=False, chunk=None, documents=False, mask=None,
-        packed=None, lse_grad=False,
+        packed=None, paged=None, lse_grad=False,
     )  # fmt: skip
     assert plain.variants == () and plain.replace(layout="bhsd") != problem
 

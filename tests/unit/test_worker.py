@@ -182,3 +182,64 @@ def test_a_device_that_no_longer_answers_costs_its_process_only(monkeypatch: pyt
     with pytest.raises(SystemExit):
         worker._run_stage("verify", job, PROBLEM, act("nothing"))
     assert worker.describe_exit(ended[0]) == "the device failed and its process was given up"
+
+
+def test_a_device_that_fails_during_a_proof_costs_its_process_and_not_the_next_candidate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The suite takes what a kernel raises for its answer, also the error of a device that then answers nobody."""
+    from harness import worker
+    from tests.fake_runner import passing_proof, wrong_proof
+
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        raise SystemExit(code)
+
+    job = Job(root=Path(), stem="subject", device=TARGETS["h200"], mode="measured", seed=0)
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr(worker, "device_answers", lambda: False)
+    monkeypatch.setitem(worker._STAGES, "prove", lambda *given: passing_proof())
+    assert worker._run_stage("prove", job, PROBLEM, act("nothing")).passed and not ended
+    monkeypatch.setitem(worker._STAGES, "prove", lambda *given: wrong_proof())
+    with pytest.raises(SystemExit):
+        worker._run_stage("prove", job, PROBLEM, act("nothing"))
+    monkeypatch.setattr(worker, "device_answers", lambda: True)
+    assert worker._run_stage("prove", job, PROBLEM, act("nothing")) == wrong_proof()
+
+
+def call_me(kernel: object, what: str) -> object:
+    from harness.errors import SubjectError, UsageError
+
+    if what == "bug":
+        raise ZeroDivisionError("in the function")
+    if what == "subject":
+        raise SubjectError("the kernel raised")
+    if what == "usage":
+        raise UsageError("asked wrongly")
+    return kernel.PASS, what
+
+
+def test_a_function_runs_in_a_child_and_what_it_raises_is_told_apart(runner: ProcessRunner) -> None:
+    from harness.errors import UsageError
+
+    def call(what: str) -> object:
+        return runner.for_kernel("subject").call("compiler", "verify", call_me, what, limit_s=60)()
+
+    assert call("fine") == ("fwd", "fine")
+    outcome = call("bug")
+    assert isinstance(outcome, LaunchFailed) and outcome.reason == "ZeroDivisionError: in the function"
+    outcome = call("subject")
+    assert isinstance(outcome, LaunchFailed) and outcome.reason == "the kernel raised"
+    with pytest.raises(UsageError, match="asked wrongly"):
+        call("usage")
+
+
+def test_no_stage_outlasts_the_time_that_is_left(runner: ProcessRunner, tmp_path: Path) -> None:
+    hurried = ProcessRunner(job=runner.job, jobs=1, cache=tmp_path, left=lambda: 8.0)
+    try:
+        assert hurried.compile(PROBLEM, act("nothing"))().binaries == ()
+        assert hurried.compile(PROBLEM, act("hang"))() == TimedOut(stage="compile", limit_s=8.0)
+    finally:
+        hurried.close()
