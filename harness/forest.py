@@ -65,8 +65,8 @@ def grow(points: Floats, targets: Floats, rng: np.random.Generator, *, trees: in
     made: list[tuple[Ints, Floats, Ints, Floats]] = []
     first = 0
     for depth in range(_DEEPEST):
-        total = np.bincount(level.node, level.weight, minlength=level.width)
-        summed = np.bincount(level.node, level.weight * targets[level.row], minlength=level.width)
+        total = np.bincount(level.node, level.weight, minlength=level.width).astype(float)
+        summed = np.bincount(level.node, level.weight * targets[level.row], minlength=level.width).astype(float)
         feature, threshold = (
             _splits(points, targets, level, total, summed, rng)
             if depth + 1 < _DEEPEST

@@ -105,6 +105,14 @@ def bootstrap_median(
     return _percentile_interval(_resampled_medians(values, rng, resamples), confidence)
 
 
+def bootstrap_mean(
+    samples: ArrayLike, *, rng: np.random.Generator, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> Interval:
+    """Percentile bootstrap interval of the mean (Efron, 1979)."""
+    values = _finite(samples)
+    return _percentile_interval(rng.choice(values, (resamples, len(values))).mean(1), confidence)
+
+
 def bootstrap_ratio(
     candidate: ArrayLike,
     incumbent: ArrayLike,

@@ -16,14 +16,11 @@ from harness.compare import Verdict
 from harness.outcome import Artifact, Estimated, Flaky, Measured, Proof, Pruned, Record, Wrong, value_ms
 from harness.problem import Problem
 from harness.prune import prune
-from harness.search import Strategy
+from harness.search import BATCH, Strategy
 from harness.space import Config, Space
 from harness.stats import Comparison, compare
 from harness.store import Journal
 from harness.worker import Depth, Passed, Runner
-
-# Trials in flight together. A constant, not the number of cores: proposals must not depend on the machine.
-BATCH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
