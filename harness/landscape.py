@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Recording:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landscape:
     """A space, and what became of its configs; what was not recorded is not legal in it. `name` is that of its file, `path` where
-    it lies, `kernel` and `device` what it says of itself."""
+    it lies, `kernel`, `device` and `problem` what it says of itself."""
 
     name: str
     path: Path
@@ -48,6 +48,7 @@ class Landscape:
     device: str
     params: tuple[Param, ...]
     recordings: Mapping[Config, Recording]
+    problem: str = ""
     # A space is enumerated once.
     _space: list[Space] = field(default_factory=list, compare=False, repr=False)
 
@@ -85,7 +86,10 @@ def read_landscapes(path: Path) -> list[Landscape]:
         first = text.lstrip()[:4096].partition("\n")[0]
         if path.name.removesuffix(".gz").endswith(".jsonl"):
             if '"journal"' in first:
-                return _from_journal(path, name)
+                known = of_journal(name, path)
+                if not known:
+                    raise ValueError("no config in it has a number")
+                return known
             return [of_recorded(name, path, read_recorded(path))]
         document = parsed(text)
         if "cache" in document:
@@ -112,7 +116,8 @@ def of_recorded(name: str, path: Path, found: Recorded) -> Landscape:
             times_ms=line.times_ms, compile_s=compile_s, run_s=max(line.seconds - compile_s, 0.0),
         )  # fmt: skip
     params = tuple(Param(name, values, "recorded") for name, values in found.header.params.items())
-    return _landscape(name, path, found.header.kernel, found.header.device, params, recordings)
+    land = _landscape(name, path, found.header.kernel, found.header.device, params, recordings)
+    return replace(land, problem=found.header.problem)
 
 
 def of_records(name: str, path: Path, identity: Mapping[str, Any], records: Sequence[Record]) -> Landscape | None:
@@ -123,7 +128,8 @@ def of_records(name: str, path: Path, identity: Mapping[str, Any], records: Sequ
         return None
     names = tuple(trials[0].config)
     device = str(identity.get("device", ""))
-    return _landscape(name, path, str(identity.get("kernel", "")), device, *_space_of(names, pairs))
+    land = _landscape(name, path, str(identity.get("kernel", "")), device, *_space_of(names, pairs))
+    return replace(land, problem=trials[0].problem)
 
 
 def _from_record(found: Record) -> Recording:
@@ -136,17 +142,15 @@ def _from_record(found: Record) -> Recording:
     return Recording(time_ms=None, failure=reason_of(found) or outcome.kind, run_s=found.seconds)
 
 
-def _from_journal(path: Path, name: str) -> list[Landscape]:
-    identity, records = read_journal(path)
+def of_journal(name: str, path: Path, *, size: int | None = None) -> list[Landscape]:
+    """The problems of a journal, or of its first `size` bytes, that have numbers. Raises `JournalError`."""
+    identity, records = read_journal(path, size=size)
     problems = dict.fromkeys(one.problem for one in records)
     found = [
         of_records(f"{name} {problem}", path, identity, [one for one in records if one.problem == problem])
         for problem in problems
     ]
-    known = [one for one in found if one is not None]
-    if not known:
-        raise ValueError("no config in it has a number")
-    return known
+    return [one for one in found if one is not None]
 
 
 def _landscape(

@@ -20,7 +20,7 @@ from harness.experience import expected_slowdown
 from harness.landscape import Landscape, landscapes
 from harness.replay import Floats, Replayed, exactly, replay, resampled
 from harness.rivals import KERNEL_TUNER, PLAIN_TPE, PREFIX, rival, rivals
-from harness.search import DEFAULT_STRATEGY, STRATEGIES, check_strategy
+from harness.search import DEFAULT_STRATEGY, STRATEGIES, UNLEARNED, check_strategy
 from harness.search_documents import OverallResult, SearchesDocument, SearchResult
 from harness.stats import bootstrap_mean
 from harness.workspace import package_version
@@ -52,7 +52,7 @@ def run_searches(options: argparse.Namespace) -> int:
     jobs = [
         _Job(
             folder=folder, space=space, strategy=name, budget=options.budget, seeds=options.seeds, noise=options.noise,
-            warm=options.warm and name in STRATEGIES,
+            warm=options.warm and name in STRATEGIES and name not in UNLEARNED,
         )
         for space in spaces for name in names
     ]  # fmt: skip

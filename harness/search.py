@@ -103,6 +103,8 @@ STRATEGIES: Mapping[str, Callable[[], Proposer]] = {
     "exhaustive": lambda: exhaustive,
 }
 DEFAULT_STRATEGY = "gp"
+# Baselines, which learn from nothing.
+UNLEARNED = ("random", "exhaustive")
 
 
 class StudyStrategy:
@@ -194,7 +196,8 @@ def make_strategy(
     """A strategy by name, which proposes `default` first if there is one, then some of those of which most is `expected`, if
     anything is (`harness.experience.expected_slowdown`). Raises `UsageError` for a name that it does not know."""
     propose = STRATEGIES[check_strategy(name)]()
-    return StudyStrategy(propose, Untried(space, expected), default, study=study, rng=np.random.default_rng(seed))
+    untried = Untried(space, None if name in UNLEARNED else expected)
+    return StudyStrategy(propose, untried, default, study=study, rng=np.random.default_rng(seed))
 
 
 def open_study(name: str, storage: Path | None = None) -> optuna.Study:

@@ -54,6 +54,7 @@ LAYERS = (
         "replay",
         "rivals",
         "experience",
+        "past",
         "store",
         "interpreter",
         "quicken",
