@@ -71,7 +71,7 @@ def run_tune(options: argparse.Namespace) -> int:
     check_strategy(options.strategy)
     require_packages("torch", "triton")
     setting = _setting(options.target)
-    spaces = [_space(workspace, options.kernel, problem, setting.device) for problem in problems]
+    spaces = [find_space(workspace, options.kernel, problem, setting.device) for problem in problems]
     job = Job(root=workspace.root, stem=options.kernel, device=setting.device, mode=setting.mode, seed=options.seed)
     with (
         contextlib.closing(_open_run(options, workspace, setting)) as journal,
@@ -170,7 +170,7 @@ def run_space(options: argparse.Namespace) -> int:
     pass_ = workspace.kernel_pass(options.kernel)
     problem = _check_pass(parse_problem(options.problem, default_pass=pass_), options.kernel, pass_)
     device = find_target(options.target or DEFAULT_TARGET)
-    space = _space(workspace, options.kernel, problem, device)
+    space = find_space(workspace, options.kernel, problem, device)
     if options.json:
         census = space.census
         document = documents.SpaceDocument(size=census.size, legal=census.legal, pruned=census.pruned)
@@ -228,7 +228,8 @@ def _check_pass(problem: Problem, kernel: str, pass_: str) -> Problem:
     return problem
 
 
-def _space(workspace: Workspace, kernel: str, problem: Problem, device: DeviceFacts) -> Space:
+def find_space(workspace: Workspace, kernel: str, problem: Problem, device: DeviceFacts) -> Space:
+    """The space of a kernel for a problem on a device. Raises `UsageError` if nothing in it is legal."""
     space: Space = workspace.load_space(kernel).space(problem, device)
     if not space.legal:
         removed = ", ".join(f"{name} −{count}" for name, count in space.census.pruned.items() if count)

@@ -35,7 +35,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("kernel", ["flash_fwd", "flash_bwd"])
+# The tests below tune the backward kernel too.
+@pytest.mark.parametrize("kernel", ["flash_fwd", pytest.param("flash_bwd", marks=pytest.mark.slow)])
 def test_a_tune_without_a_gpu_and_its_continuation(workspace: Path, cache: Path, kernel: str) -> None:
     command = ("tune", kernel, "--problem", FORWARD, "--target", "h200", "--budget", "5", "--seed", "1", "--json")
     first = flashtune(*command, cwd=workspace, cache=cache)

@@ -1,5 +1,6 @@
 """Whole commands on the fake device: text, documents, exit codes, files."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -11,11 +12,21 @@ import pytest
 from harness import commands, documents
 from harness.champions import champion_schema
 from harness.cli import main
+from harness.commands import find_space
 from harness.device import TARGETS
+from harness.problem import Problem
+from harness.space import Space
+from harness.workspace import find_workspace
 from tests.fake_runner import FakeRunner, wrong_verdict
 
 REPOSITORY = Path(__file__).parents[2]
 PROBLEM = "b1 h8/2 s512 d64 bf16 causal"
+
+
+@functools.cache
+def space_of(kernel: str, problem: Problem, device: str) -> Space:
+    """A space as a tune finds it: of one kernel, problem and device it is the same in every test, and takes a second to list."""
+    return find_space(find_workspace(str(REPOSITORY)), kernel, problem, TARGETS[device])
 
 
 class Desk:
@@ -31,7 +42,12 @@ class Desk:
         self._patch = monkeypatch
         # Symlinked parts lie elsewhere, which the workspace would rightly refuse.
         monkeypatch.setattr("harness.workspace._require_inside", lambda *arguments: None)
+        # Optuna forces every suggested value to the disk, twenty a trial: what survives a power cut is no question here.
+        monkeypatch.setattr("os.fsync", lambda descriptor: None)
         monkeypatch.setattr(commands, "process_runner", self._make_runner)
+        monkeypatch.setattr(
+            commands, "find_space", lambda _, kernel, problem, device: space_of(kernel, problem, device.name)
+        )
         monkeypatch.chdir(root)
         self.here(None)
 
