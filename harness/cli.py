@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget", metavar="N", default="24", help="trials per problem (24) or time per problem (90s, 10m)"
     )
     tune.add_argument(
-        "--strategy", metavar="S", default="gp", help="gp, forest, lfbo, tpe, genetic, local, random, exhaustive"
+        "--strategy", metavar="S", help="gp (default), forest, lfbo, tpe, genetic, local, random, exhaustive"
     )
     tune.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same proposals (default: 0)")
     tune.add_argument("--jobs", metavar="N", type=_positive, help="child processes for compiling (default: all cores)")

@@ -28,7 +28,7 @@ from harness.past import keep_past, past_of
 from harness.portfolio import Portfolio
 from harness.problem import Problem, parse_problem
 from harness.quarantine import Quarantine
-from harness.search import check_strategy, make_strategy, open_study
+from harness.search import DEFAULT_STRATEGY, check_strategy, make_strategy, open_study
 from harness.several import tune_all
 from harness.space import Space
 from harness.store import Journal, open_journal
@@ -68,7 +68,7 @@ def run_tune(options: argparse.Namespace) -> int:
     workspace = find_workspace(options.workspace)
     problems = _problems(options, workspace, workspace.kernel_pass(options.kernel))
     budget = parse_budget(options.budget)
-    check_strategy(options.strategy)
+    options.strategy = check_strategy(options.strategy or DEFAULT_STRATEGY)
     require_packages("torch", "triton")
     setting = _setting(options.target)
     spaces = [find_space(workspace, options.kernel, problem, setting.device) for problem in problems]

@@ -7,14 +7,12 @@ Refuses to hand out times: whatever a strategy proposes from it is tried like an
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.gaussian import GaussianProcess
 from harness.landscape import Landscape
 from harness.space import Config, Space
 from harness.surrogate import points
-
-Floats = NDArray[np.float64]
+from harness.untried import Floats, Ints, Untried
 
 # A past of fewer numbers says too little.
 _FEWEST = 12
@@ -28,47 +26,39 @@ def expected_slowdown(past: Sequence[Landscape], space: Space) -> Floats | None:
 
     Times of a past config that is legal here count as they are; a Gaussian process learns the rest from them.
     """
-    several = [found for one in past if (found := _slowdown(one, space)) is not None]
+    alike = [one for one in past if {param.name for param in one.params} == set(space.names)]
+    untried = Untried(space) if alike else None
+    several = [found for one in alike if untried is not None and (found := _slowdown(one, untried)) is not None]
     return np.stack(several) if several else None
 
 
-def _slowdown(past: Landscape, space: Space) -> Floats | None:
-    if {param.name for param in past.params} != set(space.names):
-        return None
-    index = {config: place for place, config in enumerate(space.legal)}
-    known = [
-        (index[ours], found.time_ms)
-        for config, found in past.recordings.items()
-        if found.time_ms is not None and (ours := Config({name: config[name] for name in space.names})) in index
-    ]
+def _slowdown(past: Landscape, untried: Untried) -> Floats | None:
+    times: dict[int, float | None] = {}
+    for config, found in past.recordings.items():
+        place = untried.place(Config({name: config[name] for name in untried.space.names}))
+        if place is not None:
+            times[place] = found.time_ms
+    known = {place: time_ms for place, time_ms in times.items() if time_ms is not None}
     if len(known) < _FEWEST:
         return None
-    failed = [
-        index[ours] for config, found in past.recordings.items()
-        if found.time_ms is None and (ours := Config({name: config[name] for name in space.names})) in index
-    ]  # fmt: skip
-    slow = np.full(len(space.legal), np.nan)
-    at, times = np.array([place for place, _ in known]), np.array([time for _, time in known])
-    slow[at] = np.log(times / times.min())
+    slow = np.full(len(untried.space.legal), np.nan)
+    slow[list(known)] = np.log(np.array(list(known.values())) / min(known.values()))
     # What failed there may run here, but it is no place to begin.
-    slow[failed] = np.nanmax(slow)
+    slow[[place for place, time_ms in times.items() if time_ms is None]] = np.nanmax(slow)
     unknown = np.flatnonzero(np.isnan(slow))
     if len(unknown):
-        slow[unknown] = _generalized(space, at, slow, unknown)
+        slow[unknown] = _generalized(untried, np.array(list(known)), slow, unknown)
     return slow
 
 
-def _generalized(space: Space, at: NDArray[np.int64], slow: Floats, unknown: NDArray[np.int64]) -> Floats:
+def _generalized(untried: Untried, at: Ints, slow: Floats, unknown: Ints) -> Floats:
     """What a Gaussian process makes of the known ones. The same past gives the same answer."""
     rng = np.random.default_rng(0)
     order = at[np.argsort(slow[at], kind="stable")]
     chosen = np.concatenate([order[:_BEST], rng.permutation(order[_BEST:])[:_OTHERS]])
-    spans = np.maximum([len(param.values) - 1 for param in space.params], 1)
-    places = [{value: place for place, value in enumerate(param.values)} for param in space.params]
-    rows = [[place[config[name]] for place, name in zip(places, space.names, strict=True)] for config in space.legal]
-    coordinates = points(space, np.array(rows, dtype=float) / spans)
-    process = GaussianProcess(coordinates.shape[1])
+    where = points(untried.space, untried.coordinates)
+    process = GaussianProcess(where.shape[1])
     for _ in range(_ROUNDS):
-        process.learn(coordinates[chosen], slow[chosen], rng)
+        process.learn(where[chosen], slow[chosen], rng)
     parts = np.array_split(unknown, len(unknown) // 1000 + 1)
-    return np.concatenate([process.predict(coordinates[part])[0] for part in parts])
+    return np.concatenate([process.predict(where[part])[0] for part in parts])

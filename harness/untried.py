@@ -35,6 +35,10 @@ class Untried:
         self._spans = spans
         self._index = {config: index for index, config in enumerate(space.legal)}
 
+    def place(self, config: Config) -> int | None:
+        """The index of a config among the legal ones, or None if it is none."""
+        return self._index.get(config)
+
     def close(self, config: Config) -> None:
         self.is_open[self._index[config]] = False
 
