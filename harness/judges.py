@@ -177,7 +177,7 @@ def _uninterpreted(subject: Subject, case: Case) -> str | None:
 
 
 def _inexact(subject: Subject, case: Case) -> str | None:
-    if case.asked.variants:
+    if case.asked.beyond:
         return "probes are of attention inside a band"
     return _untouchable(subject, case) or (None if snaps(subject.contract(case.asked)) else "has no exact probes")
 

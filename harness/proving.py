@@ -16,7 +16,7 @@ from harness.errors import MachineError, UsageError, WorkspaceError, did_you_mea
 from harness.foreign import Foreign, check
 from harness.fuzz import Tally, fuzz, replay_case
 from harness.fuzz_child import Plan
-from harness.operation import supported
+from harness.operation import dtypes_of, supported
 from harness.problem import Dtype, Pass, Problem
 from harness.space import Config
 from harness.workspace import Workspace, find_workspace
@@ -30,7 +30,6 @@ _UNLIMITED = 10**9
 
 # Tiles up to this side: larger ones are the same code with more to compute, and a case should take a fraction of a second.
 _LARGEST_SIDE = 64
-DTYPES: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
 
 
 def run_fuzz(options: argparse.Namespace) -> int:
@@ -78,7 +77,7 @@ def _kernel_plan(options: argparse.Namespace) -> Plan:
     workspace = find_workspace(options.workspace)
     pass_ = workspace.kernel_pass(options.kernel)
     live = live_device()
-    configs = {dtype: fuzz_configs(workspace, options.kernel, pass_, dtype, live) for dtype in DTYPES}
+    configs = every_config(workspace, options.kernel, pass_, live)
     return Plan(
         seed=options.seed, seconds=0, cases=0, root=workspace.root, kernel=options.kernel, pass_=pass_, configs=configs,
         variants=supported(workspace.kernel_parameters(options.kernel), pass_),
@@ -154,6 +153,15 @@ def run_replay(options: argparse.Namespace) -> int:
             hint="the subject refuses the case now; `flashtune replay` says nothing of one that computes nothing",
         )
     return FOUND if any(answer.detail for answer in answers) else 0
+
+
+def every_config(
+    workspace: Workspace, kernel: str, pass_: Pass, live: DeviceFacts | None = None
+) -> dict[Dtype, list[dict[str, int | str | bool]]]:
+    """`fuzz_configs` by type of q, k and v, of those that the kernel takes and the device has."""
+    dtypes = dtypes_of(workspace.kernel_parameters(kernel))
+    found = {dtype: fuzz_configs(workspace, kernel, pass_, dtype, live) for dtype in dtypes}
+    return {dtype: configs for dtype, configs in found.items() if configs}
 
 
 def fuzz_configs(

@@ -6,7 +6,7 @@ who runs this in a process of its own.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -15,10 +15,10 @@ from harness import bounds, compare, inputs, oracle, paging
 from harness.bounds import Expectation, RoundingContract
 from harness.compare import OutputCheck, Status, Verdict
 from harness.gate_cases import GateCase, blocks_of, gate_cases
-from harness.operation import operation_for
+from harness.operation import operation_for, shapes
 from harness.problem import Problem
 from harness.space import Value
-from harness.subject import Kernel, Memory, Run, lag_of, launch_guarded, products_of
+from harness.subject import Kernel, Memory, Run, launch_guarded, products_of, shifted
 
 ORACLE = "fp64 reference, derived elementwise bounds"
 SHADOW = "shadow memory"
@@ -64,7 +64,7 @@ def gate(
     cases = gate_cases(problem, config, unit=where == "device")
     products = products_of(config, where)
     contract = bounds.contract_for(problem.dtype, key_block=blocks_of(config).least_keys, fp32_products=products)
-    contract = replace(contract, lag=lag_of(config))
+    contract = shifted(contract, kernel, problem.dtype, config)
     shadowed = where == "interpreter" and _interpreting()
     checks: list[OutputCheck] = []
     faults: list[str] = []
@@ -115,7 +115,7 @@ def _ask(asked: GateCase, seed: int, contract: RoundingContract, device: str) ->
     if case.pass_ == "fwd":
         expected = bounds.expect_forward(case, values, contract, structured=asked.structured)
         if asked.recipe == "counting" and contract.operand and case.kv_len < _EXACT_COUNTS and not case.dropout:
-            expected = expected.exact("out", inputs.DTYPES[case.dtype])
+            expected = expected.exact("out", inputs.DTYPES[shapes(case)["out"][1]])
     else:
         expected = bounds.expect_backward(case, values, contract, structured=asked.structured)
         made = oracle.forward(case, values)
