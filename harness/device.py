@@ -18,9 +18,9 @@ class DeviceFacts:
     `shared_bytes_per_block` is the most that one block may ask for (opt-in limit), `shared_bytes_per_sm` what a
     multiprocessor has for all its blocks. `matrix_tflops` is the dense matrix rate by dtype, in 1e12 operations a
     second (fp8 means both of its types, and is left out where there are none; fp32 means what the kernels use for
-    fp32 inputs: plain FMA units). `special_per_clock` is the number of exp2 results a multiprocessor gives in a clock, `fma_per_clock` of fp32 FMA lanes. `clock_mhz` is the clock at which the
-    matrix rate was published. `l2_bytes` is what one die can reach of its own (an XCD on AMD). Bytes are bytes, rates
-    are per device.
+    fp32 inputs: plain FMA units). `special_per_clock` is the number of exp2 results a multiprocessor gives in a clock,
+    `fma_per_clock` of fp32 FMA lanes. `clock_mhz` is the clock at which the matrix rate was published. `l2_bytes` is what
+    one die can reach of its own (an XCD on AMD). Bytes are bytes, rates are per device.
     """
 
     name: str

@@ -280,6 +280,8 @@ FIXED = (*LINED, "block_table", "kv_lengths", *SCALES)
 # Lengths of documents, and shares of a mask that are visible: from next to nothing to all.
 _DOCUMENTS = (3, 17, 70)
 _VISIBLE = (0.05, 0.5, 0.9, 1.0)
+# Share of scales that are 0.
+_NOTHING = 0.03
 
 
 def _drawn_masks(problem: Problem, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
@@ -315,11 +317,13 @@ def _drawn_terms(
 ) -> np.ndarray:
     """Slopes, biases, sinks and scales; in a recipe whose scores are all equal, none that changes them.
 
-    Scales are powers of two in recipes whose products are exact, and only there.
+    Scales are powers of two in recipes whose products are exact, and only there; else 0 now and then, as that of a tensor of
+    nothing but 0.
     """
     if name in SCALES:
-        exponents = generator.integers(-1, 2, shape) if recipe.structured else 1.5 * generator.random(shape) - 1
-        return np.asarray(np.exp2(exponents))
+        if recipe.structured:
+            return np.asarray(np.exp2(generator.integers(-1, 2, shape)))
+        return np.where(generator.random(shape) < _NOTHING, 0.0, np.exp2(1.5 * generator.random(shape) - 1))
     if recipe.name == "counting":
         return np.full(shape, -np.inf if name == "sinks" else 0.0)
     values = generator.standard_normal(shape)

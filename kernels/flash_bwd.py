@@ -1045,7 +1045,7 @@ def workspaces(
     **variant: torch.Tensor,
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:  # fmt: skip
     """Scratch tensors (batch, q_heads, q_len) in the type of sums: `delta` and `lse_two`, the log-sum-exp to base 2."""
-    rows = (tuple(q.shape[:3]), torch.promote_types(q.dtype, torch.float32))
+    rows = (tuple(q.shape[:3]), primitives.statistics_as(q.dtype))
     return {"delta": rows, "lse_two": rows}
 
 

@@ -479,6 +479,8 @@ def require_inputs(
     and v has pages, any number of them, instead of sequences. `eight_bits` types are taken too."""
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k and v must have four axes, found {q.ndim}, {k.ndim} and {v.ndim}")
+    if q.dtype in HEADROOM:
+        require_eight_bits(q, eight_bits)
     batch, q_heads, _, head_dim = q.shape
     kv_heads, kv_len = k.shape[1:3]
     batch = k.shape[0] if paged else batch
@@ -489,9 +491,7 @@ def require_inputs(
         if tensor.dtype != q.dtype:
             raise ValueError(f"{name} must have the type of q ({q.dtype}), found {tensor.dtype}")
     allowed = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    if q.dtype in HEADROOM:
-        require_eight_bits(q, eight_bits)
-    elif q.dtype not in allowed[: 4 if INTERPRETED.value else 3]:
+    if q.dtype not in (*allowed[: 4 if INTERPRETED.value else 3], *HEADROOM):
         raise ValueError(f"q must be fp16, bf16 or fp32 (or fp64 in the interpreter), found {q.dtype}")
 
 
