@@ -92,12 +92,12 @@ class Rule:
     holds: Callable[[Config], bool]
 
 
-def eight_bits(needed: bool, multiplied: bool) -> Rule:
-    """The rule of kernels that take numbers of 8 bits: whether a problem has them, and a device multiplies them."""
+def eight_bits(multiplied: bool) -> Rule:
+    """The rule of numbers of 8 bits, by whether a device multiplies them."""
     return Rule(
         "eight_bits",
         "matrix units take numbers of 8 bits from sm_89 on (CDNA 3 has others), and sum at least 32 of them",
-        lambda config: not needed or (multiplied and int(config["block_n"]) >= 32),
+        lambda config: multiplied and int(config["block_n"]) >= 32,
     )
 
 

@@ -145,7 +145,7 @@ def _refusal(workspace: Workspace, stem: str, kernel: ModuleType, changes: Mappi
     try:
         problem = _BASE.replace(**changes)
     except ProblemError as refusal:
-        return str(refusal)
+        return str(refusal).partition("\n")[0]
     lacking = lacks(kernel.launches, problem)
     if lacking is not None:
         return lacking

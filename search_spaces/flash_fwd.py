@@ -169,7 +169,7 @@ def _tile_rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         return not (config["warp_specialize"] and by_pointer)
 
     return (
-        eight_bits(problem.eight_bits, device.multiplies(problem.dtype)),
+        *((eight_bits(device.multiplies(problem.dtype)),) if problem.eight_bits else ()),
         Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
         Rule("warps_per_tile", "more than four warps would share 16 rows", enough_rows),
         Rule("causal_tile_shape", "most of a tile this wide would lie outside the band", square_enough),
@@ -383,7 +383,8 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
             crowded = crowded or problem.mask is not None or problem.documents
             return (64, 64, 8, 2) if widest > 128 else (128, 64 if crowded else 128, 8, 2)
         if crowded:
-            return (128, 64, 8, 2) if widest <= 128 else (64, 64 if device.compute_capability < 100 else 32, 8, 2)
+            tall = 64 if problem.eight_bits and problem.dropout else 128
+            return (tall, 64, 8, 2) if widest <= 128 else (64, 64 if device.compute_capability < 100 else 32, 8, 2)
         return (128, 128, 8, 2) if widest <= 128 else (128, 64, 8, 3 if deep else 2)
     if widest <= 128:
         return (128, 64, 8, 2) if widest <= 64 else (64, 64, 8, 2) if problem.packed else (128, 32, 8, 2)

@@ -171,7 +171,9 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     assert "only flash_fwd" in refusal(lambda: flash_bwd.flash_bwd(q, k, v, ones, lse, ones))
     assert "only flash_fwd" in refusal(lambda: flash_decode.flash_decode(q, k, v))
     config = flash_fwd.safe_config(q, v)
-    assert "block_n must be at least 32" in refusal(lambda: flash_fwd.flash_fwd(q, k, v, config=config | {"block_n": 16}))
+    assert "block_n must be at least 32" in refusal(
+        lambda: flash_fwd.flash_fwd(q, k, v, config=config | {"block_n": 16})
+    )
     assert "out must be bf16" in refusal(lambda: flash_fwd.flash_fwd(q, k, v, out=ones.double()))
     assert "k must have the type of q" in refusal(lambda: flash_fwd.flash_fwd(q, k.to(torch.float8_e5m2), v))
     wide = [x.bfloat16() for x in (q, k, v)]

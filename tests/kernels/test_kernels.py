@@ -25,6 +25,8 @@ FEW = [
     ("a100", "b2 h8 s4096 d128 bf16 causal bwd"),
     ("mi300x", "b2 h8 s4096 d64 bf16 causal fwd"),
     ("b200", "b2 h8/2 s4096 d128 bf16 causal fwd"),
+    ("h200", "b2 h8/2 s4096 d128 fp8e4m3 causal fwd"),
+    ("rtx4090", "b2 h8/2 s4096 d64 fp8e5m2 causal fwd"),
 ]
 FEW_DECODING = [
     ("h200", "b4 h32/8 q1 k8192 d128 bf16 causal"),
@@ -88,6 +90,18 @@ WIDE = [
     for head_dim in ("8", "32", "96", "512", "64/512", "576/512")
     for pass_ in ("fwd", "bwd")
     if (device, head_dim, pass_) not in (("rtx4090", "576/512", "bwd"), ("mi300x", "576/512", "bwd"))
+]  # fmt: skip
+
+
+# Those of 8 bits, on devices that multiply them.
+EIGHT_BITS = [
+    (device, f"b{1 if added.startswith('packed') else 2} h8/2 s4096 d{head_dim} {dtype} causal {added} fwd")
+    for device in ("rtx4090", "h200", "b200")
+    for head_dim, every in (
+        ("64", ADDED), ("128", ADDED), ("256", ADDED), ("192/128", ()), ("96", ()), ("512", ()), ("576/512", ())
+    )
+    for dtype, several in (("fp8e4m3", ("", *every)), ("fp8e5m2", ("",)))
+    for added in several
 ]  # fmt: skip
 
 
@@ -204,7 +218,7 @@ def test_warps_of_programs_that_stay_are_specialized() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ARCHITECTURES)
 def test_every_default_compiles_without_spills(device: str) -> None:
-    found = complaints([job for job in (*ALL, *WIDE) if job[0] == device])
+    found = complaints([job for job in (*ALL, *WIDE, *EIGHT_BITS) if job[0] == device])
     found += complaints([job for job in DECODING if job[0] == device], "flash_decode")
     assert not found, "\n".join(found)
 

@@ -26,7 +26,8 @@ def drawn(words: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "words", ["fp8e4m3 causal", "fp8e5m2 window=5:2", "fp8e4m3 packed=3 causal sinks", "fp8e5m2 bias=hqk softcap=2.0 mask=bk"]
+    "words",
+    ["fp8e4m3 causal", "fp8e5m2 window=5:2", "fp8e4m3 packed=3 causal sinks", "fp8e5m2 bias=hqk softcap=2.0 mask=bk"],
 )
 def test_results_lie_within_their_bounds(words: str) -> None:
     problem = parse_problem(f"b1 h4/2 q20 k17 d16/8 {words}")
@@ -77,7 +78,9 @@ def test_a_lookup_is_asked() -> None:
 def test_what_does_not_exist_is_refused_by_name() -> None:
     values, asked = drawn("fp8e4m3 causal")
     q, k, v = (values[name] for name in "qkv")
-    with pytest.raises(NotImplementedError, match=r"q requires a gradient, and attention of torch.float8_e4m3fn has none"):
+    with pytest.raises(
+        NotImplementedError, match=r"q requires a gradient, and attention of torch.float8_e4m3fn has none"
+    ):
         attention(q.detach().requires_grad_(), k, v)
     with pytest.raises(NotImplementedError, match=r"v_descale requires a gradient"):
         attention(q, k, v, **asked | {"v_descale": asked["v_descale"].requires_grad_()})
