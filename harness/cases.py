@@ -20,7 +20,7 @@ from harness.errors import UsageError
 from harness.foreign import Foreign
 from harness.inputs import Placement
 from harness.notation import EIGHT_BITS
-from harness.operation import operation_for, shapes
+from harness.operation import operation_for, permitting, shapes
 from harness.problem import LAYOUTS, Dtype, Pass, Problem, parse_problem
 from harness.space import Config
 from harness.subject import Kernel, KernelSubject, described, least_keys, most_splits
@@ -248,7 +248,7 @@ _VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
     "mask": lambda sides: st.sampled_from(_SOME),
     "packed": lambda sides: st.sampled_from((3, 1, 2, 5)),
     "paged": lambda sides: st.sampled_from((16, 3, 1, 32, 5, 64, *sides)),
-    "lse_grad": lambda sides: st.just(value=True),
+    **dict.fromkeys(("lse_grad", "nondeterministic"), lambda sides: st.just(value=True)),
 }
 
 
@@ -278,7 +278,7 @@ def _cases(
     plain = [name for name in ("fp16", "bf16", "fp32") if name in configs]
     dtype: Dtype = draw(st.sampled_from(plain * (2 if eight else 1) + eight))
     config = draw(st.sampled_from(configs[dtype]))
-    problem = shape(draw(problems(dtype, _sides(config))))
+    problem = permitting(shape(draw(problems(dtype, _sides(config)))), config)
     if described(config, ("k",)):
         problem = paging.describable(scales.describable(problem), config)
     operation = operation_for(problem)

@@ -23,7 +23,7 @@ LAYOUTS: tuple[Layout, ...] = ("bhsd", "bshd", "sbhd")
 PASSES: tuple[Pass, ...] = ("fwd", "bwd")
 
 # Fields of a problem that are switched on by their name alone; those that take a number.
-_FLAGS = ("alibi", "sinks", "prefix", "documents", "lse_grad")
+_FLAGS = ("alibi", "sinks", "prefix", "documents", "lse_grad", "nondeterministic")
 _NUMBERS: Mapping[str, type[int] | type[float]] = {
     "scale": float,
     "softcap": float,

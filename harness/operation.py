@@ -47,7 +47,7 @@ ADDED_INPUTS = (*(name for inputs, _ in _ADDED.values() for name in inputs), *SC
 # What `launches` is told of the problem beside its tensors; its other keyword-only parameters are tunables. All problems
 # have the first ones.
 _ALWAYS = ("scale", "window_left", "window_right", "top_left")
-PROBLEM_KEYWORDS = (*_ALWAYS, "softcap", "chunk", "dropout", "dropout_seed")
+PROBLEM_KEYWORDS = (*_ALWAYS, "softcap", "chunk", "dropout", "dropout_seed", "nondeterministic")
 # Keywords of `launches` that are for callers: no part of a problem, and no tunables.
 CALLER_KEYWORDS = ("functions", "multiprocessors")
 
@@ -122,7 +122,8 @@ def lacks(launches: Callable[..., Any], problem: Problem) -> str | None:
 
 def problem_keywords(problem: Problem) -> Mapping[str, Any]:
     """Those of `PROBLEM_KEYWORDS` that this problem has, with their values; causal is a right window of 0."""
-    added: dict[str, Any] = {name: getattr(problem, name) for name in ("softcap", "chunk") if name in problem.variants}
+    numbers = ("softcap", "chunk", "nondeterministic")
+    added: dict[str, Any] = {name: getattr(problem, name) for name in numbers if name in problem.variants}
     if problem.dropout:
         added |= {"dropout": problem.dropout, "dropout_seed": DROPOUT_SEED}
     return added | {
@@ -143,13 +144,18 @@ def supported(parameters: Collection[str], pass_: Pass) -> tuple[str, ...]:
     """Which fields of a problem beyond plain attention a kernel takes, whose `launches` has these parameters."""
     needed: dict[str, tuple[str, ...]] = dict(_KEYWORDS)
     needed |= {name: names + gradients * (pass_ == "bwd") for name, (names, gradients) in _ADDED.items()}
-    needed |= {"lse_grad": ("dlse",)} if pass_ == "bwd" else {}
+    needed |= {"lse_grad": ("dlse",), "nondeterministic": ("nondeterministic",)} if pass_ == "bwd" else {}
     return tuple(name for name, wanted in needed.items() if set(wanted) <= set(parameters))
 
 
 def dtypes_of(parameters: Collection[str]) -> tuple[Dtype, ...]:
     """The types of q, k and v that a kernel may take, whose `launches` has these parameters."""
     return tuple(name for name in get_args(Dtype) if name not in EIGHT_BITS or set(SCALES) <= set(parameters))
+
+
+def permitting(problem: Problem, config: Mapping[str, Any]) -> Problem:
+    """The problem, and the permission that a config needs: atomic additions come in another order in every run."""
+    return problem.replace(nondeterministic=True) if config.get("structure") == "atomic" else problem
 
 
 def tunables(launches: Callable[..., Any]) -> tuple[str, ...]:

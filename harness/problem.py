@@ -49,7 +49,8 @@ class Problem:
     `paged`: keys and values lie in pages of so many rows, which a table finds for each sequence of the batch. Each sequence has
     a length of its own, at most kv_len, which then stands for kv_len in its band. Forward only.
 
-    `lse_grad`: a backward problem is also given the gradient of the log-sum-exp.
+    `lse_grad`: a backward problem is also given the gradient of the log-sum-exp. `nondeterministic`: its results may have other
+    bits in every run; else equal inputs must give equal bits.
 
     Of 8 bits, Q, K and V are what they hold times a scale for each batch (or packed sequence) and key/value head, one of each; O
     is bf16. Forward only, without pages. Raises `ProblemError` when impossible.
@@ -82,6 +83,7 @@ class Problem:
     packed: int | None = None
     paged: int | None = None
     lse_grad: bool = False
+    nondeterministic: bool = False
 
     def __post_init__(self) -> None:
         _check_counts(self)
@@ -131,8 +133,15 @@ class Problem:
 
     @property
     def beyond(self) -> tuple[str, ...]:
-        """The same names, and that of types with scales: what makes it more than a formula of Q, K and V."""
-        return (*self.variants, *(("eight_bits",) if self.eight_bits else ()))
+        """The same names, and that of types with scales: what makes it more than a formula of Q, K and V. That bits may differ
+        is no part of a formula."""
+        named = (name for name in self.variants if name != "nondeterministic")
+        return (*named, *(("eight_bits",) if self.eight_bits else ()))
+
+    @property
+    def bare(self) -> "Problem":
+        """The same without what it adds to attention inside a band."""
+        return self.replace(**{name: _PLAIN[name] for name in self.variants if name != "nondeterministic"})
 
     @property
     def freely_masked(self) -> bool:
@@ -248,7 +257,7 @@ def parse_problem(text: str, *, default_pass: Pass = "fwd") -> Problem:
 # Fields beyond the band, by what they are where they are not used.
 _PLAIN: Mapping[str, Any] = {
     "softcap": None, "alibi": False, "bias": None, "sinks": False, "dropout": 0.0, "prefix": False, "chunk": None,
-    "documents": False, "mask": None, "packed": None, "paged": None, "lse_grad": False,
+    "documents": False, "mask": None, "packed": None, "paged": None, "lse_grad": False, "nondeterministic": False,
 }  # fmt: skip
 
 
@@ -286,6 +295,8 @@ def _check_variants(problem: Problem) -> None:
             )
     if problem.lse_grad and problem.pass_ == "fwd":
         raise ProblemError("a forward problem is given no gradient of the log-sum-exp", hint="leave out `lse-grad`")
+    if problem.nondeterministic and problem.pass_ == "fwd":
+        raise ProblemError("every forward pass gives equal bits in every run", hint="leave out `nondeterministic`")
 
 
 def _check_packed(problem: Problem) -> None:

@@ -176,7 +176,10 @@ def fuzz_configs(
     # Some parameters have more than one value only where there is a mask, some only where little is to be done, some only for
     # heads that are no power of two wide.
     short, odd = long.replace(q_len=16, kv_len=16), long.replace(head_dim=96, v_head_dim=96)
-    for problem in (long, long.replace(causal=True, window_left=1024), short, odd):
+    several = [long, long.replace(causal=True, window_left=1024), short, odd]
+    if "nondeterministic" in workspace.kernel_parameters(kernel):
+        several.append(long.replace(nondeterministic=True))
+    for problem in several:
         space = workspace.load_space(kernel).space(problem, live or find_target(DEFAULT_TARGET))
         seen = space.names if live is not None else space.interpreted
         distinct |= {config.restricted(seen): config for config in reversed(space.distinct(seen))}
@@ -185,6 +188,9 @@ def fuzz_configs(
         for config in distinct.values()
         if live is not None or all(int(value) <= _LARGEST_SIDE for name, value in config.items() if "block" in name)
     ]
+    # Few configs add atomically, as tiles of dq are none of theirs then: they are asked about as often as one in four.
+    rare = [config for config in small if config.get("structure") == "atomic"]
+    small += rare * (len(small) // max(4 * len(rare), 1))
     return sorted(small, key=lambda config: [str(value).zfill(4) for value in config.values()])
 
 

@@ -193,12 +193,12 @@ def workspaces_of(
 ) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes, by name, of the scratch tensors that `kernel` wants under `config` for the inputs in `given`.
 
-    `workspaces` is told those tunables that it names as keyword-only parameters.
+    `workspaces` is told those tunables that it names as keyword-only parameters and that the config gives.
     """
     parameters = inspect.signature(kernel.workspaces).parameters.values()
     named = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     found: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = kernel.workspaces(
-        **given, **{name: config[name] for name in named}
+        **given, **{name: config[name] for name in named if name in config}
     )
     return found
 
@@ -288,7 +288,8 @@ class KernelSubject:
         contract = bounds.contract_for(dtype, key_block=least_keys(self.config), where=where, fp32_products=products)
         one_tile = where == "interpreter" and getattr(self.kernel, "PACKED", False)
         contract = shifted(contract, self.kernel, dtype, self.config)
-        return replace(contract, in_order=most_splits(self.config) == 1, one_tile=one_tile)
+        once = problem.nondeterministic and where == "device"
+        return replace(contract, in_order=most_splits(self.config) == 1, one_tile=one_tile, reproducible=not once)
 
     def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
         """See `Subject.run`; a backward pass uses the out and lse that it is given."""

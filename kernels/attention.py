@@ -37,8 +37,8 @@ _DIFFERENTIABLE = ("q", "k", "v", *(each.name for each in VARIANTS if each.gradi
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What `lookup` is asked: one pass ("fwd" or "bwd") of one call. `variants` names those that were given, "functions" among
-    them. `deterministic` asks for a configuration whose results are equal bits whenever its inputs are; today every one is of
-    that kind."""
+    them. `deterministic` asks for a configuration whose results are equal bits whenever its inputs are, which those are of whose
+    `structure` is not "atomic"."""
 
     pass_: str
     batch: int
@@ -129,7 +129,7 @@ def attention(
     Gradients go to q, k, v, bias and sinks. `config` and `backward_config` give every tunable of `flash_fwd` and `flash_bwd`.
     Where one is None, `lookup` is asked a `Question`; where that is None or answers None, the kernels' `safe_config` is taken.
     `torch.compile` follows `lookup`, so that one which opens files has to read them beforehand. `deterministic` is part of the
-    question.
+    question, and refuses a `backward_config` whose `structure` is "atomic", which gives other bits in every run.
 
     Raises `ValueError` for what does not go together, `NotImplementedError` for the gradient of any other tensor, for second
     derivatives and in forward mode.
@@ -161,6 +161,8 @@ def attention(
         config = lookup(question) if config is None else config
         if backward_config is None and torch.is_grad_enabled() and _learned(tensors):
             backward_config = lookup(replace(question, pass_="bwd"))
+    if deterministic and backward_config is not None and backward_config.get("structure") == "atomic":
+        raise ValueError("structure='atomic' gives other bits in every run: say deterministic=False, or take 'separate'")
     settings = {
         "scale": scale, "window_left": band[0], "window_right": band[1], "top_left": top_left,
         "config": config_text(config), "backward_config": config_text(backward_config),

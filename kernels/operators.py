@@ -276,6 +276,8 @@ def run_backward(
     with torch.cuda.device_of(q):
         tensors = dict(given) | _described(chosen, q=q, k=k, v=v, dout=dout)
         added = {f"d{name}": given[name].new_empty(given[name].shape) for name, needed in wanted.items() if needed}
+        # Whoever asked has allowed it: `attention` refuses such a configuration otherwise.
+        settings = {**settings, "nondeterministic": chosen["structure"] == "atomic"}
         results = flash_bwd.flash_bwd(**tensors, **settings, **added, config=chosen)
     return (*results, *(added[f"d{name}"] if needed else q.new_empty(0) for name, needed in wanted.items()))
 
