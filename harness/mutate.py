@@ -78,8 +78,8 @@ _VALUE = ConfigDict(extra="forbid")
 class Mutant:
     """A planted bug of the kernel file `kernel`: in `file`, `anchor` becomes `replacement`, all `count` times that it occurs.
 
-    `class_` is one of `CLASSES`; `passes` are those whose results the text can change; `needs` says what a problem or a run
-    must have to be affected; `variants` are fields of a problem, or "eight_bits", of which it must have one; `equivalent` argues that nothing is.
+    `class_` is one of `CLASSES`; `passes` are those whose results the text can change; `needs` says what a problem or a run must
+    have to be affected; `variants` are in `Problem.variants` or `.beyond`, one of which it has; `equivalent` argues: nothing is.
     """
 
     name: str

@@ -53,9 +53,10 @@ def gate(
     """Ask `kernel` under `config` every case of `gate_cases`, and judge.
 
     Each case runs on guarded inputs and poisoned outputs and workspaces. On a device it runs again in fresh memory, with
-    two kinds of poison in turn, and must give the same bits, unless the problem allows others; in Triton's interpreter every access of one case is checked
-    by shadow memory. The status is "wrong" if an output exceeds its bound, an element was not written, an input or a guard
-    was written to, or an access was not allowed; else "flaky" if two runs differ; "unknown" if nothing could be compared.
+    two kinds of poison in turn, and must give the same bits, unless the problem allows others; in Triton's interpreter every
+    access of one case is checked by shadow memory. The status is "wrong" if an output exceeds its bound, an element was not
+    written, an input or a guard was written to, or an access was not allowed; else "flaky" if two runs differ; "unknown" if
+    nothing could be compared.
     What the kernel raises reaches the caller.
 
     A backward kernel is given the exact out and lse, rounded to the dtype and to fp32: what an ideal forward pass hands

@@ -1,14 +1,16 @@
 """Gradients of attention: dq, dk and dv from dout, without storing the attention matrix.
 
-FlashAttention-2 (Dao 2023, algorithm 2) in two or three launches without atomic operations, so equal inputs give equal bits.
+FlashAttention-2 (Dao 2023, algorithm 2) in two or three launches, of themselves without atomic operations, so that equal inputs
+give equal bits.
 First two numbers per row, delta = rowsum(dout * out) and the log-sum-exp to base 2. A gradient of the log-sum-exp, dlse, is
 taken from delta, as d lse = sum_j p_j d s_j. Then dk and dv, a program per key block
 that loops over the query heads of its group and the query blocks that see it. Then dq, a program per query block. These two
 may be one launch, so that no multiprocessor waits for the last tile of keys before it begins with queries. Both
 recompute p = exp(scale * q k^T - lse). Where the caller allows bits to change from run to run, the program of a key block may
-add its share of dq to sums in memory instead, in an order that nobody knows, and nothing is computed twice. As in the forward pass, blocks inside the band run without a mask and blocks outside
-it are not visited. The gradients of a bias and of sinks, if asked for, are one more launch each: a program per tile of the
-bias, which adds up what all pairs under it give, and a program per sink. Refuses second derivatives.
+add its share of dq to sums in memory instead, in an order that nobody knows, and nothing is computed twice. As in the forward
+pass, blocks inside the band run without a mask and blocks outside it are not visited. The gradients of a bias and of sinks, if
+asked for, are one more launch each: a program per tile of the bias, which adds up what all pairs under it give, and a program
+per sink. Refuses second derivatives.
 """
 
 import math

@@ -163,13 +163,17 @@ STRUCTURES = [
     ("h200", "b2 h8/2 s4096 d576/512 bf16 causal fwd", "flash_fwd", {}),
     ("h200", "b2 h8/2 s4096 d128 bf16 causal bwd", "flash_bwd", {"structure": "fused"}),
     ("mi300x", "b2 h8/2 s4096 d128 bf16 causal bwd", "flash_bwd", {"structure": "fused"}),
+    ("h200", "b2 h8/2 s4096 d128 bf16 causal nondeterministic bwd", "flash_bwd",
+     {"structure": "atomic", "dkdv_block_m": 64, "dkdv_block_n": 64}),
+    ("mi300x", "b2 h8/2 s4096 d64 bf16 causal nondeterministic bwd", "flash_bwd", {"structure": "atomic"}),
 ]  # fmt: skip
 
 
 def test_every_structure_compiles_without_spills() -> None:
     found = compiled(STRUCTURES)
     assert [entry["kernel"] for entry in found if "rows" not in entry["kernel"]] == [
-        "flash_fwd_kernel", "flash_fwd_kernel", "flash_bwd_fused_kernel", "flash_bwd_fused_kernel"
+        "flash_fwd_kernel", "flash_fwd_kernel", "flash_bwd_fused_kernel", "flash_bwd_fused_kernel",
+        *("flash_bwd_dkdv_kernel", "flash_bwd_dq_cast_kernel") * 2,
     ]  # fmt: skip
     assert not [entry for entry in found if entry["spill_bytes"] or entry["shared_bytes"] > entry["shared_limit"]]
 

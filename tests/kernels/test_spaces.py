@@ -49,6 +49,20 @@ def test_every_default_of_decoding_is_legal_for_wide_heads_and_few_queries(devic
         flash_decode.space(problem, TARGETS[device]).check(flash_decode.default(problem, TARGETS[device]))
 
 
+def test_atomic_additions_are_for_problems_that_allow_them() -> None:
+    alike = {"dq_block_m": 32, "dq_block_n": 128, "dq_warps": 8, "dq_stages": 1, "dq_load": "pointer"}
+    alike |= {"dkdv_block_m": 32, "dkdv_block_n": 128, "dkdv_warps": 8}
+    allowed = f"{LONG} nondeterministic"
+    assert backward("h200", LONG, structure="atomic", **alike) == "atomic_order"
+    assert backward("h200", allowed, structure="atomic", **alike) is None
+    assert backward("h200", allowed, structure="atomic", **alike | {"dq_stages": 2}) == "atomic_tiles"
+    assert backward("h200", allowed, structure="atomic", **alike | {"dq_block_m": 64}) == "atomic_tiles"
+    for text, most in ((LONG, 0), (allowed, 200)):
+        space = flash_bwd.space(parse_problem(f"{text} bwd"), TARGETS["h200"])
+        atomic = [config for config in space.legal if config["structure"] == "atomic"]
+        assert bool(most) <= len(atomic) <= most and len(space.legal) > len(atomic)
+
+
 @pytest.mark.parametrize("device", [name for name, facts in TARGETS.items() if facts.multiplies("fp8e4m3")])
 def test_every_default_of_eight_bits_is_legal(device: str) -> None:
     for text in (*PROBLEMS, "b2 h8/2 s4096 d576/512 bf16", "b2 h8/2 s4096 d512 bf16 mask=bk"):
