@@ -75,6 +75,7 @@ ROWS = (
     Row("sinks; backward: with their gradient", {"sinks": True}, (NO, NO, "by its log-sum-exp", NO)),
     Row("dropout", {"dropout": 0.1}, (YES, NO, NO, YES)),
     Row("gradient of the log-sum-exp", {"lse_grad": True}, ("", "", YES, ""), passes=("bwd",)),
+    Row("dq by atomic additions, with other bits in every run", {"nondeterministic": True}, (YES, YES, NO, ""), passes=("bwd",)),
     Row("score and mask functions of the caller", {}, (NO, NO, YES, NO), keyword="functions"),
     Row("packed sequences (cumulated lengths)", {"packed": 1}, (YES, YES, "mask function", YES)),
     Row("paged keys and values", {"paged": 16}, ("pages of 256", YES, "partly", NO), passes=("fwd",)),
