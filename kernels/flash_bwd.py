@@ -225,6 +225,8 @@ def _gather_dkdv(
         _, ds = through_scores(ds, before, tangent, variant, batch, head, query[None, :], key[:, None], SLOPE)
     dk = product(rounded(ds, q.dtype), q, dk)
     if dq_sum_base is not None:
+        # Keys beyond the last one give dk rows that nobody stores; here their weights, which may be infinite, would meet zeros.
+        ds = tl.where((key < kv_len)[:, None], ds, 0.0)
         share = product(tl.trans(rounded(ds, k.dtype)), k, tl.zeros([BLOCK_M, BLOCK_D], dtype=dk.dtype))
         column = tl.arange(0, BLOCK_D)
         dq_sum_at = dq_sum_base + whole_member * stride_dq_sum_head + query.to(tl.int64)[:, None] * stride_dq_sum_row

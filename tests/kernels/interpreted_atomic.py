@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import inputs
+from harness import bounds, compare, inputs, oracle
 from harness.problem import parse_problem
 from harness.quicken import quicken
 from harness.subject import KernelSubject
@@ -51,6 +51,20 @@ def test_where_no_sum_rounds_its_order_changes_no_bit() -> None:
             )
         ]  # fmt: skip
         assert found[0].any() and all(torch.equal(found[0], one) for one in found[1:])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_keys_beyond_the_last_one_have_no_weight() -> None:
+    """Where all scores are low, exp(0 - lse) is infinite."""
+    problem = parse_problem("b1 h1 q20 k35 d16 fp32 nondeterministic bwd")
+    values = inputs.draw(problem, seed=3)
+    values["q"][..., 0], values["k"][..., 0] = 100.0, -100.0
+    made = oracle.forward(problem, values)
+    values |= {"out": made["out"].float(), "lse": made["lse"].float()}
+    subject = KernelSubject(kernel=flash_bwd, config={**BACKWARD, "structure": "atomic"})
+    expected = bounds.expect_backward(problem, values, subject.contract(problem), structured=True)
+    for found in compare.judge(subject.run(problem, values).outputs, expected, case=str(problem)):
+        assert found.ratio <= 1, compare.sentence(found)
 
 
 def refusal(call: Callable[[], Any]) -> str:
