@@ -4,8 +4,7 @@ One process judges and measures, many compile: without compiling ahead, most of 
 itself.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.device import DeviceFacts
@@ -23,10 +22,15 @@ class InOrder:
     """A strategy that asks for given configs one after the other, whatever becomes of them."""
 
     def __init__(self, configs: Sequence[Config]) -> None:
-        self._left: Iterator[Config] = iter(configs)
+        self._left = list(configs)
 
     def ask(self, count: int) -> list[Config]:
-        return list(islice(self._left, count))
+        asked, self._left = self._left[:count], self._left[count:]
+        return asked
+
+    def likely(self, count: int) -> list[Config]:
+        """What is asked for next."""
+        return self._left[:count]
 
     def tell(self, config: Config, value_ms: float | None) -> None:
         """Nothing is learnt."""
@@ -70,6 +74,9 @@ class Ahead:
         self, problem: Problem, config: Config, passed: Passed, *, incumbent: Config | None, depth: Depth
     ) -> Callable[[], Any]:
         return self._in_time(self._runner.value(problem, config, passed, incumbent=incumbent, depth=depth))
+
+    def race(self, problem: Problem, entrants: Sequence[Config], *, rounds: int, turn: int) -> Callable[[], Any]:
+        return self._in_time(self._runner.race(problem, entrants, rounds=rounds, turn=turn))
 
     def prove(self, problem: Problem, config: Config) -> Callable[[], Any]:
         return self._in_time(self._runner.prove(problem, config))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from harness.bench import Bench, seed_of
 from harness.campaign import FILE, Clock, Entry, Lab, Ledger, Part, campaign, locked, read_book
 from harness.campaign_plan import SHARES, SPACES, Subject, plan
 from harness.cases import COUNTEREXAMPLES, SCHEMA, Case, Counterexample, write_counterexample
-from harness.champions import CHAMPION, Champion, champion_path, save_champions
+from harness.champions import champion_file_of
 from harness.commands import Setting, journal_identity
 from harness.errors import MachineError, UsageError, did_you_mean
 from harness.files import write_whole
+from harness.keeping import save_champions
 from harness.lab import GpuLab
 from harness.lab_truth import Truth
 from harness.operation import supported
@@ -30,7 +32,7 @@ from harness.recorded import read_recorded
 from harness.truth import Reply, ask, chosen_configs
 from harness.worker import Job, ProcessRunner
 from harness.workload import load_workloads
-from harness.workspace import Workspace, digest_modules, find_workspace, triton_cache
+from harness.workspace import Workspace, digest_modules, find_workspace, package_version, triton_cache
 
 FOUND = 1
 
@@ -162,7 +164,7 @@ def subjects_of(workspace: Workspace, setting: Setting, seed: int) -> list[Subje
 
 
 def _device_of(setting: Setting) -> str:
-    versions = [setting.device.name, setting.device.arch, commands.package_version("torch")]
+    versions = [setting.device.name, setting.device.arch, package_version("torch")]
     return f"{_digest(versions)}:{digest_modules(('ceilings', 'measure', 'timing'))}"
 
 
@@ -287,22 +289,23 @@ def _interpret(
 def _adopt(folder: Path, workspace: Workspace, options: argparse.Namespace) -> int:
     """Keep the champions, complete recorded spaces and counterexamples of a campaign in this workspace, without a GPU."""
     book = read_book(folder / FILE)
-    champions: dict[str, list[Champion]] = {}
-    written = []
+    champions, written = [], []
     for name, entry in book.parts.items():
         stem = name.split("/")[1].split()[-1]
         found = entry.data.get("champion")
         if found:
-            champions.setdefault(stem, []).append(CHAMPION.validate_json(json.dumps(found)))
+            tree = {**entry.data.get("of", {}), "champions": [found]}
+            champions.append(champion_file_of(tree, f"the champion in {folder / FILE}, {name},"))
         written += [
             write_counterexample(workspace.results / "corpus" / stem, one) for one in _examples(entry, book.runs)
         ]
     out = report.open_console(sys.stdout)
-    for stem, several in sorted(champions.items()):
-        workspace.check_stem(stem)
-        path = champion_path(workspace.results, book.device, stem, draft=options.draft)
-        save_champions(path, several, device=book.device, arch=book.arch, kernel=stem)
-        out.print(f"{report.plural(len(several), 'champion')} of {stem}: {path}")
+    places: Counter[tuple[str, Path]] = Counter()
+    for each in champions:
+        workspace.check_stem(each.kernel.name)
+        places[each.kernel.name, save_champions(workspace.results, each, draft=options.draft)] += 1
+    for (stem, path), several in sorted(places.items()):
+        out.print(f"{report.plural(several, 'champion')} of {stem}: {path}")
     for path in sorted((folder / "spaces").glob("*.jsonl*")):
         if ".journal." not in path.name:
             read_recorded(path)  # a damaged one is refused

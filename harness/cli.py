@@ -62,11 +62,53 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--out", metavar="DIR", help="with --campaign: the folder that it would write to")
 
     show = _verb(verbs, "show", "champions; with --failed the failures of the journals by reason")
-    show.add_argument("kernel", metavar="KERNEL", nargs="?")
+    show.add_argument("what", metavar="KERNEL|FILE", nargs="?", help="a kernel of this workspace, or a champion file")
     show.add_argument("--target", metavar="T", help="champions of this device only")
     show.add_argument("--failed", action="store_true", help="failures by reason instead of champions")
     show.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
+    _add_keepers(verbs)
     return parser
+
+
+def _add_keepers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verify = _verb(verbs, "verify", "prove champions of another version of the kernel again; exit 1 when one is struck")
+    verify.add_argument("kernel", metavar="KERNEL", nargs="?")
+    verify.add_argument("--all", action="store_true", help="also those that are proved of the kernel as it is")
+    verify.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
+    verify.add_argument("--jobs", metavar="N", type=_positive, help="child processes (default: all cores)")
+
+    lookup = _verb(verbs, "lookup", "which config a problem gets, whose it is, and which champions were passed over")
+    lookup.add_argument("problem", metavar="PROBLEM", help="e.g. 'b4 h32/8 s4096 d128 bf16 causal'")
+    lookup.add_argument("--kernel", metavar="K", help="a kernel (default: each that computes the pass)")
+    lookup.add_argument("--device", metavar="D", help="model or architecture (default: what is here, else h200)")
+    lookup.add_argument(
+        "--mode", metavar="M", default="nearest", help="exact, bucket, nearest (default), default, require"
+    )
+    lookup.add_argument(
+        "--deterministic", action="store_true", help="only champions that were seen to repeat their bits"
+    )
+    lookup.add_argument("--sibling", action="store_true", help="also champions of other models of the architecture")
+    lookup.add_argument(
+        "--time", action="store_true", help="also measure how long the answer takes when it is asked again"
+    )
+
+    table = _verb(
+        verbs, "table", "write a kernel's champions on a device as a small table in Python that imports nothing"
+    )
+    table.add_argument("kernel", metavar="KERNEL")
+    table.add_argument("--device", metavar="D", help="model (default: what is here, else h200)")
+    table.add_argument("--out", metavar="FILE", required=True)
+
+    validate = _verb(verbs, "validate", "whether files are champion files; exit 1 when one is not")
+    validate.add_argument("files", metavar="FILE", nargs="+")
+
+    diff = _verb(verbs, "diff", "what two champion files do not share; exit 1 when there is anything")
+    diff.add_argument("old", metavar="OLD")
+    diff.add_argument("new", metavar="NEW")
+
+    merge = _verb(verbs, "merge", "the champions of several files of one device and environment in one file")
+    merge.add_argument("files", metavar="FILE", nargs="+")
+    merge.add_argument("--out", metavar="FILE", required=True, help="where they are kept; what is there stays in it")
 
 
 def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
@@ -195,11 +237,25 @@ def _dispatch(options: argparse.Namespace) -> int:
         return int(provers[options.verb](options))
     if options.verb == "campaign":
         return int(_load("campaigning").run_campaign(options))
+    if options.verb == "verify":
+        commands.require_packages("torch", "triton", "hypothesis")
+        return int(_load("renewing").run_verify(options))
+    if options.verb in ("lookup", "table"):
+        lookups = _load("lookups")
+        return int((lookups.run_lookup if options.verb == "lookup" else lookups.run_table)(options))
+    if options.verb in ("show", "validate", "diff", "merge"):
+        showing = _load("showing")
+        keepers = {
+            "show": showing.run_show,
+            "validate": showing.run_validate,
+            "diff": showing.run_diff,
+            "merge": showing.run_merge,
+        }
+        return int(keepers[options.verb](options))
     verbs = {
         "tune": commands.run_tune,
         "space": commands.run_space,
-        "doctor": commands.run_doctor,
-        "show": commands.run_show,
+        "doctor": _load("showing").run_doctor,
     }
     return int(verbs[options.verb](options))
 

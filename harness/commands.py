@@ -6,7 +6,6 @@ stdout carries results, stderr narration. Refuses to parse (that is `harness.cli
 import argparse
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -17,34 +16,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import documents, report, report_show
-from harness.champions import (
-    Champion,
-    Environment,
-    KillRate,
-    champion_of,
-    champion_path,
-    read_champions,
-    save_champions,
-)
+from harness import documents, report, report_portfolio
+from harness.champions import ChampionFile, KillRate
+from harness.crown import Origin, champion_of, toolchain_of
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
+from harness.keeping import save_champions
 from harness.outcome import Mode
+from harness.portfolio import Portfolio
 from harness.problem import Problem, parse_problem
+from harness.quarantine import Quarantine
 from harness.search import check_strategy, make_strategy, open_study
+from harness.several import tune_all
 from harness.space import Space
-from harness.store import Journal, open_journal, read_journal
-from harness.tune import Budget, Settled, Task, Tried, tune
+from harness.store import Journal, open_journal
+from harness.tune import Budget, Settled, Task, Tried
 from harness.worker import Job, ProcessRunner, Runner
 from harness.workload import find_workload, problems_for
-from harness.workspace import SUITE_MODULES, Workspace, digest_modules, find_workspace, triton_cache
+from harness.workspace import (
+    SUITE_MODULES,
+    Workspace,
+    digest_modules,
+    find_workspace,
+    package_version,
+    triton_cache,
+)  # fmt: skip
 
 DEFAULT_TARGET = "h200"
 
 # Modules that decide a verdict or a number: records made by other versions of them are not continued.
 _JUDGES = (
-    "binary", "bounds", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure", "operation",
-    "oracle", "outcome", "problem", "proof", "prune", "sensor", "stats", "timing", "tune", "verify", "worker", *SUITE_MODULES,
+    "binary", "bounds", "canary", "child", "compare", "compile", "device", "estimate", "flow", "gate_cases", "inputs", "measure",
+    "operation", "oracle", "outcome", "problem", "proof", "prune", "selection", "sensor", "sensor_amd", "stats", "timing",
+    "trials", "tune", "verify", "worker", *SUITE_MODULES,
 )  # fmt: skip
 
 
@@ -69,7 +73,7 @@ def run_tune(options: argparse.Namespace) -> int:
     job = Job(root=workspace.root, stem=options.kernel, device=setting.device, mode=setting.mode, seed=options.seed)
     with (
         contextlib.closing(_open_run(options, workspace, setting)) as journal,
-        contextlib.closing(_process_runner(job, options.jobs or os.cpu_count() or 1)) as runner,
+        contextlib.closing(process_runner(job, options.jobs or os.cpu_count() or 1)) as runner,
     ):
         tasks = [
             _task(problem, space, workspace, setting, journal, options)
@@ -77,14 +81,21 @@ def run_tune(options: argparse.Namespace) -> int:
         ]
         if not options.quiet:
             _announce(tasks, setting, journal, options)
-        settled = _run_tasks(tasks, runner, journal, budget, options)
+        settled, portfolio = _run_tasks(
+            tasks, runner, journal, (budget, _open_quarantine(options, workspace, setting)), options
+        )
     saved = keep_champions(settled, workspace, setting, options.kernel, draft=options.draft)
     if options.json:
         print_document(
-            "tune", documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path)
+            "tune",
+            documents.tune_document(options.kernel, setting.device, setting.mode, settled, journal.path, portfolio),
         )
     else:
-        summary = report.summary_lines(settled, _shown(journal.path), _shown(saved) if saved else None, setting.mode)
+        if portfolio is not None:
+            report.open_console(sys.stdout).print(report_portfolio.portfolio_lines(portfolio, setting.mode))
+        summary = report.summary_lines(
+            settled, shown_path(journal.path), shown_path(saved) if saved else None, setting.mode
+        )
         report.open_console(sys.stdout).print(summary, end="")
     return 0
 
@@ -104,6 +115,15 @@ def _task(
     return Task(problem=problem, space=space, default=default, strategy=strategy)
 
 
+def _open_quarantine(options: argparse.Namespace, workspace: Workspace, setting: Setting) -> Quarantine:
+    """The candidates of this kernel that no tune here tries again, with this device and toolchain."""
+    scope = {
+        "kernel": options.kernel, "digest": workspace.kernel_digest(options.kernel), "device": setting.device.name,
+        "triton": package_version("triton"), "torch": package_version("torch"), "driver": setting.driver,
+    }  # fmt: skip
+    return Quarantine(runs_folder(options, workspace) / "quarantine.jsonl", scope)
+
+
 def _announce(tasks: Sequence[Task], setting: Setting, journal: Journal, options: argparse.Namespace) -> None:
     err = report.open_console(sys.stderr)
     err.print(report.heading(options.kernel, setting.device, setting.mode, [task.problem for task in tasks]))
@@ -115,21 +135,28 @@ def _announce(tasks: Sequence[Task], setting: Setting, journal: Journal, options
 
 
 def _run_tasks(
-    tasks: Sequence[Task], runner: Runner, journal: Journal, budget: Budget, options: argparse.Namespace
-) -> list[Settled]:
+    tasks: Sequence[Task],
+    runner: Runner,
+    journal: Journal,
+    bounds: tuple[Budget, Quarantine],
+    options: argparse.Namespace,
+) -> tuple[list[Settled], Portfolio | None]:
     out, err = report.open_console(sys.stdout), report.open_console(sys.stderr)
+    budget, quarantine = bounds
     total = None if budget.trials is None else sum(min(budget.trials, len(task.space.legal)) for task in tasks)
-    settled = []
+    settled: list[Settled] = []
+    portfolio = None
     with report.Bar(err, shown=err.is_terminal and not (options.quiet or options.no_progress), total=total) as bar:
-        for task in tasks:
-            for event in tune(task, runner, journal, budget=budget, seed=options.seed):
-                if isinstance(event, Tried):
-                    bar.step(event, runner.mode)
-                else:
-                    settled.append(event)
-                    if not options.json:
-                        out.print(report.settled_lines(event, runner.mode))
-    return settled
+        for event in tune_all(tasks, runner, journal, budget=budget, seed=options.seed, quarantine=quarantine):
+            if isinstance(event, Tried):
+                bar.step(event, runner.mode)
+            elif isinstance(event, Portfolio):
+                portfolio = event
+            else:
+                settled.append(event)
+                if not options.json:
+                    out.print(report.settled_lines(event, runner.mode))
+    return settled, portfolio
 
 
 def run_space(options: argparse.Namespace) -> int:
@@ -148,59 +175,6 @@ def run_space(options: argparse.Namespace) -> int:
     out = report.open_console(sys.stdout)
     for line in report.census_lines(problem, device, space.census, whys):
         out.print(line)
-    return 0
-
-
-def run_doctor(options: argparse.Namespace) -> int:
-    """`flashtune doctor`: what is here, and whether a measurement here could be trusted."""
-    from harness import probe
-
-    machine = probe.probe()
-    found = list(probe.trust(machine))
-    live = probe.live_device(machine)
-    workspace = _workspace_or_none(options.workspace)
-    document = documents.DoctorDocument(
-        trustworthy=live is not None and not any(finding.severity == "error" for finding in found),
-        mode="measured" if live else "estimated",
-        device=documents.DeviceDocument(name=live.name, arch=live.arch) if live else None,
-        workspace=str(workspace.root) if workspace else None,
-        kernels=tuple(workspace.stems) if workspace else (),
-        machine=machine,
-        findings=tuple(
-            documents.FindingDocument(severity=finding.severity, message=finding.message, hint=finding.hint)
-            for finding in found
-        ),
-    )
-    if options.json:
-        print_document("doctor", document)
-    else:
-        for line in report_show.doctor_lines(document):
-            report.open_console(sys.stdout).print(line)
-    return 0
-
-
-def run_show(options: argparse.Namespace) -> int:
-    """`flashtune show`: champions, or with `--failed` the failures of the journals by reason."""
-    workspace = find_workspace(options.workspace)
-    kernels = [workspace.check_stem(options.kernel)] if options.kernel else workspace.stems
-    if options.failed:
-        records = [record for path in _journals(options, workspace, kernels) for record in read_journal(path)[1]]
-        document = documents.ShowDocument(failures=report.failures(records))
-    else:
-        wanted = find_target(options.target).name if options.target else None
-        found = [(path, read_champions(path)) for path in sorted((workspace.results / "best").glob("*/*.json"))]
-        document = documents.ShowDocument(
-            champions=tuple(
-                (_shown(path), champions)
-                for path, champions in found
-                if champions.kernel in kernels and wanted in (None, champions.device)
-            )
-        )
-    if options.json:
-        print_document("show", document)
-    else:
-        for line in report_show.show_lines(document, failed=options.failed):
-            report.open_console(sys.stdout).print(line)
     return 0
 
 
@@ -225,7 +199,7 @@ def parse_seconds(text: str) -> float:
 
 def print_document(name: str, document: Any) -> None:
     """Print one of `harness.documents` on stdout."""
-    print(documents.DOCUMENTS[name].dump_json(document, indent=1).decode())
+    print(documents.DOCUMENTS[name].dump_json(document, indent=1, by_alias=True).decode())
 
 
 def _problems(options: argparse.Namespace, workspace: Workspace, pass_: Any) -> list[Problem]:
@@ -293,11 +267,11 @@ def require_packages(*names: str) -> None:
             raise MachineError(f"the package `{name}` is not installed in {sys.prefix}", hint="run `make setup`")
 
 
-def _process_runner(job: Job, jobs: int) -> Runner:
+def process_runner(job: Job, jobs: int) -> Runner:
     return ProcessRunner(job=job, jobs=jobs, cache=triton_cache())
 
 
-def _runs(options: argparse.Namespace, workspace: Workspace) -> Path:
+def runs_folder(options: argparse.Namespace, workspace: Workspace) -> Path:
     return Path(options.runs) if options.runs else workspace.results / "runs"
 
 
@@ -306,7 +280,7 @@ def _open_run(options: argparse.Namespace, workspace: Workspace, setting: Settin
     identity = {**journal_identity(options.kernel, workspace, setting, options.seed), "driver": setting.driver}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{options.kernel}-{setting.device.name}-{setting.mode}-{digest}.jsonl"
-    journal = open_journal(_runs(options, workspace) / name, identity)
+    journal = open_journal(runs_folder(options, workspace) / name, identity)
     # The study is rebuilt from the journal, whose lock is ours; a log that was cut in the middle of a line is of no use.
     journal.path.with_suffix(".optuna.log").unlink(missing_ok=True)
     return journal
@@ -327,35 +301,23 @@ def journal_identity(kernel: str, workspace: Workspace, setting: Setting, seed: 
     }
 
 
-def _journals(options: argparse.Namespace, workspace: Workspace, kernels: Sequence[str]) -> list[Path]:
-    return sorted(path for name in kernels for path in _runs(options, workspace).glob(f"{name}-*.jsonl"))
-
-
-def package_version(package: str) -> str | None:
-    """The installed version of a package, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def champions_of(
     settled: Sequence[Settled], workspace: Workspace, setting: Setting, kernel: str
-) -> tuple[Champion, ...]:
-    """The champions of settled problems as they are stored, each with its certificate."""
+) -> ChampionFile | None:
+    """The champions of settled problems as they are stored, each with its certificate; None if there are none."""
     digest = workspace.kernel_digest(kernel)
 
     def kill_rate(suite: str) -> KillRate | None:
         return documents.kill_rate(workspace.results, kernel, suite=suite, kernel_digest=digest)
 
-    def environment(one: Settled) -> Environment:
-        return Environment(
-            toolchain=f"triton {package_version('triton')}", torch=package_version("torch"), driver=setting.driver,
-            kernel_digest=digest, space_digest=one.space.fingerprint,
-        )  # fmt: skip
-
-    found = (champion_of(one, setting.mode, environment(one), kill_rate) for one in settled)
-    return tuple(champion for champion in found if champion is not None)
+    origin = Origin(
+        device=setting.device, kernel=kernel, family=workspace.kernel_family(kernel), pass_=workspace.kernel_pass(kernel),
+        kernel_digest=digest, triton=package_version("triton"), torch=package_version("torch"), driver=setting.driver,
+        kill_rate=kill_rate,
+    )  # fmt: skip
+    found = tuple(one for one in (champion_of(each, setting.mode, origin) for each in settled) if one is not None)
+    toolchain = next((each for each in map(toolchain_of, settled) if each is not None), None)
+    return origin.file(found, toolchain) if found else None
 
 
 def keep_champions(
@@ -363,25 +325,12 @@ def keep_champions(
 ) -> Path | None:
     """Keep the champions: measured ones where they are reviewed and committed, all others as drafts."""
     fresh = champions_of(settled, workspace, setting, kernel)
-    if not fresh:
+    if fresh is None:
         return None
-    path = champion_path(workspace.results, setting.device.name, kernel, draft=draft or setting.mode != "measured")
-    save_champions(path, fresh, device=setting.device.name, arch=setting.device.arch, kernel=kernel)
-    return path
+    return save_champions(workspace.results, fresh, draft=draft or setting.mode != "measured")
 
 
-def _workspace_or_none(given: str | None) -> Workspace | None:
-    from harness.errors import WorkspaceError
-
-    try:
-        return find_workspace(given)
-    except WorkspaceError:
-        if given is not None:
-            raise
-        return None
-
-
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """A path as the reader would type it: relative where that is shorter."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

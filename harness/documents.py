@@ -11,11 +11,14 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from harness.champions import ChampionFile, KillRate
+from harness import champion_documents
+from harness.champion_documents import ShownDocument
+from harness.champions import KillRate, champion_schema
 from harness.compare import Verdict
 from harness.device import DeviceFacts
 from harness.errors import WorkspaceError
 from harness.outcome import Estimated, Measured, Mode, Proof
+from harness.portfolio import Portfolio
 from harness.probe import Machine
 from harness.readiness import Readiness
 from harness.tune import Settled
@@ -75,14 +78,35 @@ class ProblemDocument:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class PortfolioMember:
+    """A config, and the problems that it serves: how many times longer than the best there it takes at most."""
+
+    config: ConfigValues
+    serves: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class PortfolioDocument:
+    """The fewest configs that keep every problem `within` of its own best (0.02 is 2 %), by measurement or by estimate as the
+    rest is. `exact` says that no fewer do; else they are at most `bound` times as many as needed."""
+
+    members: tuple[PortfolioMember, ...]
+    within: float
+    exact: bool
+    bound: float
+    unserved: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
 class TuneDocument:
-    """What `flashtune tune --json` prints. `journal` is the path of the run's journal."""
+    """What `flashtune tune --json` prints. `journal` is the path of the run's journal; several problems have a `portfolio`."""
 
     kernel: str
     device: DeviceDocument
     mode: Mode
     problems: tuple[ProblemDocument, ...]
     journal: str
+    portfolio: PortfolioDocument | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
@@ -122,7 +146,7 @@ class DoctorDocument:
 class ShowDocument:
     """What `flashtune show --json` prints: champion files with their paths, or with `--failed` failures by reason."""
 
-    champions: tuple[tuple[str, ChampionFile], ...] = ()
+    champions: tuple[ShownDocument, ...] = ()
     failures: tuple[FailureDocument, ...] = ()
 
 
@@ -238,6 +262,12 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "mutants": TypeAdapter(MutantsDocument),
     "campaign": TypeAdapter(CampaignDocument),
     "readiness": TypeAdapter(Readiness),
+    "validate": TypeAdapter(champion_documents.ValidateDocument),
+    "diff": TypeAdapter(champion_documents.DiffDocument),
+    "merge": TypeAdapter(champion_documents.FileDocument),
+    "verify": TypeAdapter(champion_documents.VerifyDocument),
+    "lookup": TypeAdapter(champion_documents.LookupDocument),
+    "table": TypeAdapter(champion_documents.TableDocument),
 }
 
 
@@ -248,7 +278,12 @@ def json_schema(name: str) -> dict[str, Any]:
 
 
 def tune_document(
-    kernel: str, device: DeviceFacts, mode: Mode, settled: Sequence[Settled], journal: Path
+    kernel: str,
+    device: DeviceFacts,
+    mode: Mode,
+    settled: Sequence[Settled],
+    journal: Path,
+    portfolio: Portfolio | None = None,
 ) -> TuneDocument:
     """What a tune found, as its document."""
     return TuneDocument(
@@ -257,6 +292,17 @@ def tune_document(
         mode=mode,
         problems=tuple(_problem_document(one, mode) for one in settled),
         journal=str(journal),
+        portfolio=None if portfolio is None else _portfolio_document(portfolio),
+    )
+
+
+def _portfolio_document(found: Portfolio) -> PortfolioDocument:
+    return PortfolioDocument(
+        members=tuple(PortfolioMember(config=dict(one.config), serves=one.serves) for one in found.members),
+        within=found.within,
+        exact=found.exact,
+        bound=found.bound,
+        unserved=found.unserved,
     )
 
 
@@ -303,6 +349,7 @@ def write_schemas(folder: Path) -> None:
     """Write every schema to `folder`, as the files in the repository are."""
     for name in DOCUMENTS:
         (folder / f"{name}.json").write_text(json.dumps(json_schema(name), indent=2) + "\n", encoding="utf-8")
+    (folder / "champions.json").write_text(json.dumps(champion_schema(), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,16 @@ class WorkspaceError(MachineError):
     """The workspace is missing, incomplete, or shadowed by another package of the same name."""
 
 
+class ChampionError(WorkspaceError):
+    """A champion file cannot be used: damaged, of another version, of another device, or not one at all."""
+
+
+class MissError(HarnessError):
+    """No champion answers a lookup that requires one. Common causes: nothing like it was tuned, or what was is stale."""
+
+    exit_code = 1
+
+
 class JournalError(MachineError):
     """A journal cannot be used: not ours, of another device, damaged before its last line, or in use."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from harness.answers import Answers
 from harness.bench import Bench
 from harness.campaign import Given, Left, Part
-from harness.errors import BugError
+from harness.errors import BugError, MachineError
 from harness.lab_beside import Beside
 from harness.lab_truth import Truth
 from harness.lab_tuning import Tuning
@@ -71,7 +71,10 @@ class GpuLab:
         """Whether the device still works, asked in the process that uses it, or in a new one if that is gone."""
         # A part that has no time left says nothing about the device.
         self.bench.left = lambda: _ANSWER_S
-        found = self.bench.kernel(self.stem).call("device", "verify", device_name, limit_s=_ANSWER_S)()
+        try:
+            found = self.bench.kernel(self.stem).call("device", "verify", device_name, limit_s=_ANSWER_S)()
+        except MachineError:  # not even the canary was answered
+            return False
         return not isinstance(found, LaunchFailed | TimedOut)
 
     def tidy(self, done: Sequence[Part]) -> None:

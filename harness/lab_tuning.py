@@ -17,8 +17,7 @@ from harness.ahead import Ahead, InOrder
 from harness.bench import Bench, short, slug
 from harness.campaign import Given
 from harness.cases import SCHEMA
-from harness.champions import CHAMPION, Champion
-from harness.commands import champions_of, keep_champions, package_version
+from harness.commands import champions_of, keep_champions
 from harness.errors import MachineError, OutOfTimeError
 from harness.estimates import estimate_all
 from harness.outcome import Measured, Record, value_ms
@@ -27,11 +26,12 @@ from harness.search import make_strategy, open_study
 from harness.space import Config, Space
 from harness.store import read_journal
 from harness.tune import BATCH, Budget, Settled, Task, Tried, tune
+from harness.workspace import package_version
 
-# Trials of a champion's search; seconds that the next trials take at most, and the choice at the end (its proof, its final
-# measurement): with less left, they are not begun.
+# Trials of a champion's search; seconds that the next trials take at most, and the choice at the end (its race, its proof, its
+# final measurement): with less left, they are not begun.
 TRIALS = 24
-_NEXT_S, _SETTLE_S = 8.0, 60.0
+_NEXT_S, _SETTLE_S = 8.0, 80.0
 _CHUNK = 64
 _REPLAYS = 9
 Groups = Sequence[Sequence[str]]
@@ -125,14 +125,15 @@ class Tuning:
     def _champion(self, stem: str, settled: Settled) -> dict[str, Any]:
         """The champion as JSON values, kept in the workspace too."""
         bench = self.bench
-        found: Champion | None = next(iter(champions_of([settled], bench.workspace, bench.setting, stem)), None)
+        found = champions_of([settled], bench.workspace, bench.setting, stem)
         if found is None:
             return {"champion": None, "why": "no candidate passed its gate and its proof"}
         faster = settled.against_default
+        given = found.model_dump(mode="json", by_alias=True, exclude={"digest"})
+        (champion,) = given.pop("champions")
         given = {
-            "champion": CHAMPION.dump_python(found, mode="json"),
-            "against_default": None if faster is None else faster.verdict,
-        }
+            "champion": champion, "of": given, "against_default": None if faster is None else faster.verdict,
+        }  # fmt: skip
         try:
             keep_champions([settled], bench.workspace, bench.setting, stem, draft=False)
         except MachineError as refused:

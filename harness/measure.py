@@ -7,8 +7,8 @@ Every sample is kept, in order; none is averaged away or dropped. Refuses to jud
 import importlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,9 +16,11 @@ import numpy as np
 from harness.errors import MachineError
 from harness.outcome import Samples
 from harness.sensor import Load, Sensor, open_sensor
+from harness.sensor_amd import AmdSensor, open_amd_sensor
 from harness.stats import median, median_interval
 
 Run = Callable[[], None]
+Depth = Literal["screen", "race", "final"]
 
 _FLUSH_NVIDIA = 256 << 20
 _FLUSH_AMD = 512 << 20
@@ -67,6 +69,16 @@ class Policy:
         return f"{how}, L2 {'flushed' if self.flush_l2 else 'warm'}"
 
 
+# A candidate in the screening is known well enough to be dropped or kept; the finalist and the default get what they need
+# for an interval of their ratio. Graphs keep the host's launching, which the kernel cannot help, out of the time.
+POLICIES: Mapping[Depth, Policy] = {
+    "screen": Policy(method="graph", target=0.02, max_samples=60, budget_ms=400),
+    "final": Policy(method="graph", target=0.003, min_samples=30, max_samples=300, budget_ms=4000),
+    # How many rounds a race has is its own affair; what is asked for at once ends within this.
+    "race": Policy(method="graph", max_samples=1 << 20, budget_ms=8000),
+}
+
+
 class Timer(Protocol):
     """What measuring needs of a device."""
 
@@ -82,8 +94,11 @@ class Timer(Protocol):
     def clock_mhz(self) -> int | None:
         """Multiprocessor clock of this moment, None if it cannot be read."""
 
-    def throttled(self) -> bool:
-        """Whether something lowers the clock of the device at this moment."""
+    def slowed(self) -> tuple[str, ...]:
+        """What lowers the clock of the device against our will at this moment."""
+
+    def heat(self) -> tuple[int | None, float | None]:
+        """Temperature in degrees Celsius and power in watts of this moment, None where they cannot be read."""
 
 
 def measure(
@@ -101,6 +116,34 @@ def measure(
     `MachineError` if the timer gives no positive finite time. Both sides have equally many samples.
     """
     runs = [run] if incumbent is None else [run, incumbent]
+    taken = _in_turns(runs, timer, policy, rng, now_ms, lambda times: _enough(times, policy))
+    return taken[0] if incumbent is None else replace(taken[0], incumbent_ms=taken[1].times_ms)
+
+
+def race(
+    runs: Sequence[Run],
+    *,
+    timer: Timer,
+    policy: Policy,
+    rng: np.random.Generator,
+    rounds: int,
+    now_ms: Callable[[], float] = lambda: time.perf_counter() * 1e3,
+) -> tuple[Samples, ...]:
+    """Time all `runs` in turns for so many rounds (fewer if the policy's budget ends), in an order drawn in each.
+
+    Of `policy` the number of samples does not count. What was read beside the samples stands with each of them.
+    """
+    return _in_turns(runs, timer, policy, rng, now_ms, lambda times: len(times[0]) >= rounds)
+
+
+def _in_turns(
+    runs: Sequence[Run],
+    timer: Timer,
+    policy: Policy,
+    rng: np.random.Generator,
+    now_ms: Callable[[], float],
+    enough: Callable[[list[list[float]]], bool],
+) -> tuple[Samples, ...]:
     if policy.method == "graph":
         runs = [_captured(timer, each, policy.copies) for each in runs]
     start = now_ms()
@@ -111,24 +154,25 @@ def measure(
             break
     times: list[list[float]] = [[] for _ in runs]
     clocks: list[int] = []
-    throttled = False
+    slowed: set[str] = set()
+    heat = [timer.heat()]
     start = now_ms()
     while True:
         for side in rng.permutation(len(runs)):
             times[side].append(_sample(timer, runs[side], policy))
-            clock = timer.clock_mhz()
-            throttled |= timer.throttled()
-            if side == 0 and clock is not None:
+            slowed |= set(timer.slowed())
+            clock = timer.clock_mhz() if side == 0 else None
+            if clock is not None:
                 clocks.append(clock)
-        if now_ms() - start >= policy.budget_ms or _enough(times, policy):
+        if now_ms() - start >= policy.budget_ms or enough(times):
             break
-    return Samples(
-        times_ms=tuple(times[0]),
-        incumbent_ms=tuple(times[1]) if incumbent is not None else (),
-        clocks_mhz=tuple(clocks),
-        method=str(policy),
-        throttled=throttled,
-    )
+    heat.append(timer.heat())
+    shared = Samples(
+        times_ms=tuple(times[0]), clocks_mhz=tuple(clocks), method=str(policy), throttled=bool(slowed),
+        throttle=tuple(sorted(slowed)), temperature_c=max((one for one, _ in heat if one is not None), default=None),
+        power_w=max((one for _, one in heat if one is not None), default=None),
+    )  # fmt: skip
+    return tuple(replace(shared, times_ms=tuple(each)) for each in times)
 
 
 def _captured(timer: Timer, run: Run, copies: int) -> Run:
@@ -173,10 +217,10 @@ class CudaTimer:
     """A timer on torch's current stream of one GPU, NVIDIA or (through the same interface of torch) AMD.
 
     `flush_bytes` is at least twice the L2, and twice the 256 MB cache behind it on AMD, which torch does not report.
-    Clocks and throttling come from NVML when it is there.
+    Clocks, heat and throttling come from NVML or amdsmi when they are there.
     """
 
-    def __init__(self, torch: Any, *, index: int = 0, sensor: Sensor | None = None) -> None:
+    def __init__(self, torch: Any, *, index: int = 0, sensor: Sensor | AmdSensor | None = None) -> None:
         self._torch = torch
         self._device = torch.device("cuda", index)
         self._sensor = sensor
@@ -229,8 +273,11 @@ class CudaTimer:
     def clock_mhz(self) -> int | None:
         return self._sensor.clock_mhz() if self._sensor else None
 
-    def throttled(self) -> bool:
-        return bool(self._sensor and self._sensor.throttled())
+    def slowed(self) -> tuple[str, ...]:
+        return self._sensor.slowed() if self._sensor else ()
+
+    def heat(self) -> tuple[int | None, float | None]:
+        return self._sensor.heat() if self._sensor else (None, None)
 
 
 def cuda_timer(index: int = 0, load: Load = importlib.import_module) -> CudaTimer:
@@ -245,4 +292,10 @@ def cuda_timer(index: int = 0, load: Load = importlib.import_module) -> CudaTime
             f"GPU {index} was asked for, torch {torch.__version__} sees {count}",
             hint="`flashtune doctor` says why; on a machine without a GPU ask for estimates with `--target`",
         )
-    return CudaTimer(torch, index=index, sensor=open_sensor(torch, index, load))
+    return CudaTimer(torch, index=index, sensor=_open_sensor(torch, index, load))
+
+
+def _open_sensor(torch: Any, index: int, load: Load) -> Sensor | AmdSensor | None:
+    if getattr(torch.version, "hip", None):
+        return open_amd_sensor(torch.cuda.get_device_properties(index), load)
+    return open_sensor(torch, index, load)

@@ -61,7 +61,9 @@ class Samples:
     """Raw times of one candidate in milliseconds, in the order in which they were taken.
 
     `incumbent_ms` are those of the incumbent, interleaved with them (empty when there was none). `clocks_mhz` was read
-    beside the samples (empty when it could not be). `method` names the timer.
+    beside the samples (empty when it could not be). `method` names the timer. `throttled` says that something lowered the
+    clock meanwhile, `throttle` what; `temperature_c` and `power_w` are the most that was read, and `canary_ms` the time of a
+    kernel that never changes, right before: what drifts in it drifts in all. None where it could not be read.
     """
 
     times_ms: tuple[float, ...]
@@ -69,6 +71,10 @@ class Samples:
     clocks_mhz: tuple[int, ...] = ()
     method: str = ""
     throttled: bool = False
+    throttle: tuple[str, ...] = ()
+    temperature_c: int | None = None
+    power_w: float | None = None
+    canary_ms: float | None = None
 
     def __post_init__(self) -> None:
         times = (*self.times_ms, *self.incumbent_ms)
@@ -220,13 +226,38 @@ Valued = Measured | Estimated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Entrant:
+    """One of those who raced: its times in milliseconds, one for each round until it left, and why it left (nothing if it ran to
+    the end)."""
+
+    config: Mapping[str, int | str | bool]
+    times_ms: tuple[float, ...]
+    left: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
+class Race:
+    """Samples of the finalists and the default, taken in turns: the times with one index belong to one round.
+
+    `entrants` stand in the order in which they finished, the winner first. `ended` says in words what ended the race.
+    """
+
+    entrants: tuple[Entrant, ...]
+    rounds: int
+    ended: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
 class Record:
     """One line of a journal: a candidate and what became of it.
 
     `same_code_as` names the trial whose machine code was equal, so that nothing was run again; `shared_verdict` says that
-    the verdict came from a candidate that the judge cannot tell from this one. `role` is `final` for the fresh samples
-    taken after the choice, and `beside` is then the config whose samples were interleaved with them; it is `proof` for what
-    the suite said of a finalist, whose outcome is then `Wrong` unless the `proof` passed.
+    the verdict came from a candidate that the judge cannot tell from this one. `beside` is the config whose samples were
+    interleaved with its own. `attempt` counts from 1 how often the trial was made: what timed out or was killed from outside is
+    tried again once, in a later run. `role` is `race` for the race of the finalists, of which the record is the winner's;
+    `final` for the fresh samples taken after the choice; `shared` for samples on a problem beside its champion, of a config
+    that is another problem's; `proof` for what the suite said of a finalist, whose outcome is then `Wrong` unless the `proof`
+    passed.
     """
 
     trial: int
@@ -236,8 +267,10 @@ class Record:
     seconds: float
     same_code_as: int | None = None
     shared_verdict: bool = False
-    role: Literal["screen", "final", "proof"] = "screen"
+    role: Literal["screen", "race", "final", "shared", "proof"] = "screen"
     beside: Mapping[str, int | str | bool] | None = None
+    attempt: int = 1
+    race: Race | None = None
     proof: Proof | None = None
 
     def __post_init__(self) -> None:
@@ -245,6 +278,8 @@ class Record:
             self.proof and self.proof.passed
         ):
             raise ValueError("a finalist keeps its number if its proof passed, and only then")
+        if (self.role == "race") != (self.race is not None):
+            raise ValueError("a race is recorded with its entrants, and nothing else is")
 
 
 RECORDS: TypeAdapter[Record] = TypeAdapter(Record)
@@ -259,3 +294,22 @@ def value_ms(outcome: Any) -> float | None:
 def _require_pass(verdict: Verdict, what: str) -> None:
     if not verdict.passed:
         raise ValueError(f"{what} cannot exist without a passing verdict, found `{verdict.status}`")
+
+
+KILLED = "the process was killed by SIGKILL"
+# How every reason begins that a death is described with; see `harness.worker.describe_exit`.
+DIED = ("the process was killed by ", "the process ended with exit code ", "the device failed ")
+
+
+def maybe_innocent(outcome: Any) -> bool:
+    """Whether what befell a candidate may be another's doing: it took too long, or somebody killed its process."""
+    return isinstance(outcome, TimedOut) or (
+        isinstance(outcome, CompileFailed | LaunchFailed) and outcome.reason == KILLED
+    )
+
+
+def dangerous(outcome: Any) -> bool:
+    """Whether a candidate took its process with it, or would not end: nobody should try it again for nothing."""
+    if isinstance(outcome, TimedOut):
+        return True
+    return isinstance(outcome, CompileFailed | LaunchFailed) and outcome.reason.startswith(DIED)

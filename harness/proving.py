@@ -10,7 +10,7 @@ from typing import Literal
 
 from harness import documents, report, report_proof, sanitizer, suite
 from harness.cases import CASES, read_counterexample
-from harness.commands import DEFAULT_TARGET, live_device, package_version, parse_seconds, print_document
+from harness.commands import DEFAULT_TARGET, live_device, parse_seconds, print_document
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError, WorkspaceError, did_you_mean
 from harness.foreign import Foreign, check
@@ -19,7 +19,7 @@ from harness.fuzz_child import Plan
 from harness.operation import dtypes_of, supported
 from harness.problem import Dtype, Pass, Problem
 from harness.space import Config
-from harness.workspace import Workspace, find_workspace
+from harness.workspace import Workspace, find_workspace, package_version
 
 FOUND = 1
 

@@ -69,10 +69,10 @@ class Header:
 class Line:
     """One config, its values in the order of the header's `params`.
 
-    `outcome` as in `harness.outcome`; times are milliseconds: `time_ms` the median of `times_ms`, `beside_ms` the median of the
-    best config so far, sampled in turns with it; `estimate_ms` is a prediction. Registers and spills (bytes) per thread, shared
-    memory (bytes) and warps per block, each for every launch; `code` the digest of the machine code. `worst` is the largest
-    error over its bound in the gate. `seconds` is all that the trial took, `compile_ms` what compilers did of it.
+    `outcome` as in `harness.outcome`; times are milliseconds: `time_ms` the median of `times_ms`, `beside_ms` the median of
+    the config that all are measured beside, sampled in turns with it; `estimate_ms` is a prediction. Registers and spills (bytes)
+    per thread, shared memory (bytes) and warps per block, each for every launch; `code` the digest of the machine code. `worst`
+    is the largest error over its bound in the gate. `seconds` is all that the trial took, `compile_ms` what compilers did of it.
     """
 
     config: tuple[Value, ...]

@@ -35,6 +35,8 @@ from harness.tune import Settled, Tried
 
 _LABEL = 24
 _WIDTH = 100
+# Measurements at either end of a tune whose canaries are compared.
+_ENDS = 4
 
 FAILURES = {
     "pruned": "pruned",
@@ -226,6 +228,12 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
     varied = {param.name for param in settled.space.params if len(param.values) > 1}
     lines = [("Config", " ".join(f"{name}={value}" for name, value in champion.config.items() if name in varied))]
     lines.append(("Against default", _against_default(settled, mode)))
+    if settled.race is not None and settled.race.race is not None:
+        raced = settled.race.race
+        lines.append(
+            ("Race", f"{plural(len(raced.entrants), 'config')} in turns, {raced.rounds} rounds: {raced.ended}")
+        )
+    lines += _conditions(settled)
     outcome = champion.outcome
     verdict = getattr(outcome, "verdict", None)
     if verdict is not None:
@@ -241,6 +249,26 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
         asked = f"{plural(sum(proof.oracles.values()), 'judgment')} by {plural(len(proof.oracles), 'judge')}"
         worst_of = f"worst error {three_digits(greatest)} of its bound"
         lines.append(("Proof", f"passed {plural(proof.cases, 'case')}, {asked}, {worst_of}"))
+    return lines
+
+
+def _conditions(settled: Settled) -> list[tuple[str, str]]:
+    """What spoils times, if it was there while they were taken: a lowered clock, or a canary that changed."""
+    taken = [*settled.records, *([settled.final] if settled.final else [])]
+    samples = [record.outcome.samples for record in taken if isinstance(record.outcome, Measured)]
+    lines = []
+    lowered = sum(one.throttled for one in samples)
+    if lowered:
+        why = (
+            ", ".join(sorted({reason for one in samples for reason in one.throttle})) or "for a reason that is not said"
+        )
+        lines.append(("Clock lowered", f"during {lowered} of {plural(len(samples), 'measurement')}: {why}"))
+    canary = [one.canary_ms for one in samples if one.canary_ms is not None]
+    if len(canary) >= 2 * _ENDS:
+        drift = stats.median(canary[-_ENDS:]) / stats.median(canary[:_ENDS]) - 1
+        lines.append(
+            ("Drift", f"the canary took {abs(drift) * 100:.1f} % {'longer' if drift > 0 else 'less'} at the end")
+        )
     return lines
 
 

@@ -1,7 +1,7 @@
 """Live readings of a GPU through NVML: clock, temperature, power, what slows it down, who else uses it.
 
 Reads only: no clock, power or persistence setting is ever changed. Refuses to guess: what is not said is None.
-NVML comes in through `load`, so that a fake can stand for it; AMD GPUs have none.
+NVML comes in through `load`, so that a fake can stand for it; AMD GPUs are read in `harness.sensor_amd`.
 """
 
 import importlib
@@ -48,9 +48,14 @@ class Sensor:
             return None
         return tuple(name for bit, name in (*THROTTLING.items(), *_HARMLESS.items()) if bits & bit)
 
-    def throttled(self) -> bool:
-        """Whether something lowers the clock against our will. False when the driver does not say."""
-        return any(name in THROTTLING.values() for name in self.throttle() or ())
+    def slowed(self) -> tuple[str, ...]:
+        """What lowers the clock against our will at this moment. Nothing when the driver does not say."""
+        return tuple(name for name in self.throttle() or () if name in THROTTLING.values())
+
+    def heat(self) -> tuple[int | None, float | None]:
+        """Temperature in degrees Celsius and power in watts."""
+        power = self._read("nvmlDeviceGetPowerUsage")
+        return self._read("nvmlDeviceGetTemperature", _TEMPERATURE_GPU), None if power is None else power / 1000
 
     def other_processes(self, own_pid: int, *, visible: Callable[[int], bool] | None = None) -> int | None:
         """Compute processes beside `own_pid`; `visible` says whether a process number exists here.

@@ -7,6 +7,7 @@ not contain what they share, so that a GPU that slows down while it is measured 
 comparison.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,15 @@ def median_interval(samples: ArrayLike, *, confidence: float = 0.95) -> Interval
     """
     values = np.sort(_finite(samples))
     count = len(values)
+    rank = _rank_of_interval(count, confidence)
+    if rank == 0:
+        return None
+    return Interval(float(values[rank - 1]), float(values[count - rank]))
+
+
+@functools.lru_cache(maxsize=4096)
+def _rank_of_interval(count: int, confidence: float) -> int:
+    """Which of `count` ordered samples, from either side, bounds the median; 0 where none does."""
     # P(at most k of n samples lie below the median) is binomial with p = 1/2; integers keep it exact for any n.
     allowed = round((1 - confidence) / 2 * 2**53) * 2**count // 2**53
     below, rank, term = 1, 0, 1
@@ -92,9 +102,7 @@ def median_interval(samples: ArrayLike, *, confidence: float = 0.95) -> Interval
         rank += 1
         term = term * (count - rank + 1) // rank
         below += term
-    if rank == 0:
-        return None
-    return Interval(float(values[rank - 1]), float(values[count - rank]))
+    return rank
 
 
 def bootstrap_median(
@@ -103,6 +111,15 @@ def bootstrap_median(
     """Percentile bootstrap interval of the median (Efron, 1979)."""
     values = _finite(samples)
     return _percentile_interval(_resampled_medians(values, rng, resamples), confidence)
+
+
+def bootstrap_mean(
+    values: ArrayLike, *, rng: np.random.Generator, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> Interval:
+    """Percentile bootstrap interval of the mean."""
+    found = _finite(values)
+    picks = rng.integers(0, len(found), size=(resamples, len(found)))
+    return _percentile_interval(found[picks].mean(axis=1), confidence)
 
 
 def bootstrap_ratio(

@@ -4,11 +4,12 @@ Refuses a file that is not a journal, one of another run, one that is damaged an
 another tune is writing. Never rewrites what it has written.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -27,7 +28,8 @@ SCHEMA = 1
 class Journal:
     """An open journal. `identity` says what every record in it depends on; `records` are all that it holds.
 
-    `torn` is the length in bytes of an unfinished last line that was dropped when it was opened.
+    `torn` is the length in bytes of an unfinished or unreadable last line that was dropped when it was opened; it is kept in a
+    file beside the journal, whose name ends in `.torn`.
     """
 
     path: Path
@@ -40,11 +42,19 @@ class Journal:
 
     def __post_init__(self) -> None:
         for record in self.records:
-            self._last[_key(record.problem, record.config, record.role, record.beside)] = record
+            self._last[_key_of(record)] = record
 
     def find(self, problem: str, config: Mapping[str, Any]) -> Record | None:
         """The record of this candidate's trial, if it was tried before."""
         return self._last.get(_key(problem, config, "screen", None))
+
+    def find_race(self, problem: str, entrants: Iterable[Mapping[str, Any]]) -> Record | None:
+        """The race of these configs, in whichever order, if it took place before."""
+        return self._last.get(_race_key(problem, entrants))
+
+    def find_shared(self, problem: str, config: Mapping[str, Any], beside: Mapping[str, Any]) -> Record | None:
+        """The samples of another problem's config beside that champion, if they were taken before."""
+        return self._last.get(_key(problem, config, "shared", beside))
 
     def find_final(self, problem: str, config: Mapping[str, Any], beside: Mapping[str, Any] | None) -> Record | None:
         """The fresh samples of this candidate beside that one, if they were taken before."""
@@ -64,10 +74,22 @@ class Journal:
                 hint="free some space and run the same command again; everything before this trial is kept",
             ) from error
         self.records.append(record)
-        self._last[_key(record.problem, record.config, record.role, record.beside)] = record
+        self._last[_key_of(record)] = record
 
     def close(self) -> None:
         self._file.close()
+
+
+def _key_of(record: Record) -> Any:
+    if record.race is not None:
+        return _race_key(record.problem, [entrant.config for entrant in record.race.entrants])
+    # A trial is the same trial whatever it was screened beside.
+    beside = record.beside if record.role in ("final", "shared") else None
+    return _key(record.problem, record.config, record.role, beside)
+
+
+def _race_key(problem: str, entrants: Iterable[Mapping[str, Any]]) -> Any:
+    return problem, frozenset(frozenset(config.items()) for config in entrants), "race"
 
 
 def _key(problem: str, config: Mapping[str, Any], role: str, beside: Mapping[str, Any] | None) -> Any:
@@ -93,6 +115,12 @@ def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     except BaseException:
         file.close()
         raise
+
+
+def open_memory_journal(identity: Mapping[str, Any]) -> Journal:
+    """A journal that nobody reads again: it is gone when it is closed. For tunes on devices that do not exist."""
+    file = FileIO(os.memfd_create("journal"), "a+b")
+    return Journal(path=Path(os.devnull), identity=dict(identity), records=[], torn=0, _file=file)
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[Record]]:
@@ -127,6 +155,8 @@ def _adopt(path: Path, file: FileIO, identity: Mapping[str, Any]) -> Journal:
     else:
         _require_same(path, found, identity)
         if whole < len(content):
+            with contextlib.suppress(OSError):
+                path.with_suffix(".torn").write_bytes(content[whole:])
             os.ftruncate(file.fileno(), whole)
     return Journal(path=path, identity=dict(identity), records=records, torn=len(content) - whole, _file=file)
 
@@ -147,7 +177,7 @@ def _write(file: FileIO, line: bytes) -> None:
 def _parse(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[Record], int]:
     """Identity (None for an empty or header-torn file), records, and the length of the whole lines."""
     whole = content.rfind(b"\n") + 1
-    lines = content[:whole].splitlines()
+    lines = content[:whole].split(b"\n")[:-1]
     if not lines:
         if content and not content.startswith(b'{"schema"'):
             raise JournalError(f"{path} is not a journal of flashtune")
@@ -159,6 +189,9 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[Reco
             raise JournalError(f"the journal {path} has schema {header['schema']}, this version reads {SCHEMA}")
     except (ValueError, KeyError, TypeError) as error:
         raise JournalError(f"{path} is not a journal of flashtune: its first line cannot be read") from error
+    if len(lines) > 1 and not _is_json(lines[-1]):
+        # What a power cut leaves of the trial in flight may end in a line break that belongs to something else.
+        whole -= len(lines.pop()) + 1
     records = []
     for number, line in enumerate(lines[1:], start=2):
         try:
@@ -169,6 +202,14 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[Reco
                 hint="move the file away and run again, or cut it before that line to keep what is above",
             ) from error
     return identity, records, whole
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -6,8 +6,9 @@ Runs in the one worker that owns the GPU. Refuses to judge: the gate has passed 
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +21,12 @@ from harness.problem import Problem
 from harness.space import Value
 from harness.subject import workspaces_of
 
-# A candidate in the screening is known well enough to be dropped or kept; the finalist and the default get what they need
-# for an interval of their ratio. Graphs keep the host's launching, which the kernel cannot help, out of the time.
-POLICIES: Mapping[Literal["screen", "final"], measure.Policy] = {
-    "screen": measure.Policy(method="graph", target=0.02, max_samples=60, budget_ms=400),
-    "final": measure.Policy(method="graph", target=0.003, min_samples=30, max_samples=300, budget_ms=4000),
-}
-
 _ROWS_AT_ONCE = 512
 # Where everything here lies.
 DEVICE = "cuda"
+# The canary: large enough that its time is its own and not that of its launch, some tens of microseconds on today's devices.
+_CANARY_SIDE = 1024
+_CANARY = measure.Policy(warmup_ms=0, min_samples=5, max_samples=5)
 
 
 def sample(
@@ -38,28 +35,63 @@ def sample(
     config: Mapping[str, Value],
     *,
     incumbent: Mapping[str, Value] | None,
-    depth: Literal["screen", "final"],
+    depth: measure.Depth,
     seed: int,
 ) -> Samples:
-    """Times of `config`, in turns with `incumbent`, on the same tensors of the full problem on the current GPU."""
+    """Times of `config`, in turns with `incumbent`, on the same tensors of the full problem here, and the canary's."""
     tensors = tensors_on_device(problem, seed)
     runs = [runner(kernel, problem, tensors, each) for each in (config, incumbent) if each is not None]
-    return measure.measure(
+    drift_ms = canary_ms()
+    found = measure.measure(
         runs[0],
         timer=timer(),
-        policy=POLICIES[depth],
+        policy=measure.POLICIES[depth],
         rng=np.random.default_rng(seed),
         incumbent=runs[1] if len(runs) == 2 else None,
     )
+    return replace(found, canary_ms=drift_ms)
+
+
+def race(
+    kernel: Any, problem: Problem, entrants: Sequence[Mapping[str, Value]], rounds: int, seeds: Sequence[int]
+) -> tuple[Samples, ...]:
+    """Times of the entrants of a race, taken in turns: the next rounds of it."""
+    tensors = tensors_on_device(problem, seeds[0])
+    # They compute the same, one after the other: one set of outputs serves all.
+    outputs = {name: _empty(name, problem) for name in operation_for(problem).outputs}
+    runs = [runner(kernel, problem, tensors, each, outputs) for each in entrants]
+    rng = np.random.default_rng(list(seeds))
+    return measure.race(runs, timer=timer(), policy=measure.POLICIES["race"], rng=rng, rounds=rounds)
+
+
+def canary_ms() -> float:
+    """The time of a kernel that never changes, at this moment: what a drifting clock does to it, it does to every candidate."""
+    found = measure.measure(_canary(), timer=timer(), policy=_CANARY, rng=np.random.default_rng(0))
+    return found.median_ms
+
+
+@functools.lru_cache(maxsize=1)
+def _canary() -> Callable[[], None]:
+    left = torch.ones(_CANARY_SIDE, _CANARY_SIDE, dtype=torch.float32, device=DEVICE)
+    out = torch.empty_like(left)
+
+    def run() -> None:
+        torch.mm(left, left, out=out)
+
+    return run
 
 
 def runner(
-    kernel: Any, problem: Problem, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Value]
+    kernel: Any,
+    problem: Problem,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Value],
+    outputs: Mapping[str, torch.Tensor] | None = None,
 ) -> Callable[[], None]:
-    """What launches a config: outputs and workspaces are its own, inputs are shared."""
+    """What launches a config: inputs are shared, and `outputs` if they are given; else those and workspaces are its own."""
     operation = operation_for(problem)
     inputs = {name: tensors[name] for name in operation.inputs}
-    outputs = {name: _empty(name, problem) for name in operation.outputs}
+    outputs = outputs or {name: _empty(name, problem) for name in operation.outputs}
     scratch = {
         name: torch.empty(shape, dtype=dtype, device=DEVICE)
         for name, (shape, dtype) in workspaces_of(kernel, inputs, config).items()

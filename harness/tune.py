@@ -1,47 +1,58 @@
-"""The tune: ask, compile, prune, judge, put a number on, record; then choose a champion for each problem.
+"""The tune: ask for trials until the budget is spent; then race, prove and measure the best, and choose a champion.
 
-The only module that knows the order of all stages. It prints nothing: it yields what happened. Every record is in the
-journal before it is yielded, so stopping at any moment loses at most the trials in flight.
+It prints nothing: it yields what happened. Every record is in the journal before it is yielded, so stopping at any moment loses
+at most the trial in flight.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.compare import Verdict
-from harness.outcome import Artifact, Estimated, Flaky, Measured, Proof, Pruned, Record, Wrong, value_ms
+from harness.outcome import Estimated, Measured, Proof, Pruned, Record, value_ms
 from harness.problem import Problem
-from harness.prune import prune
+from harness.quarantine import Quarantine
 from harness.search import Strategy
+from harness.selection import FINALISTS
 from harness.space import Config, Space
 from harness.stats import Comparison, compare
 from harness.store import Journal
-from harness.worker import Depth, Passed, Runner
+from harness.trials import Flight, Trials
+from harness.worker import Runner
 
-# Trials in flight together. A constant, not the number of cores: proposals must not depend on the machine.
+# Trials that are asked for together. A constant, not the number of cores: proposals must not depend on the machine.
 BATCH = 4
+# Batches that are in flight where a device measures: while one is measured, the next compiles.
+AHEAD = 2
+# Configs that compile although nobody has asked for them, where a strategy says what it is likely to ask for: proposals do not
+# depend on it, only the time that passes until they are compiled.
+EXPECTED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """When to stop: after `trials` per problem, or once `seconds` have passed for a problem, whichever is first."""
+    """When to stop: after `trials` per problem, or once `seconds` have passed for a problem, whichever is first.
+
+    `now_s` is the clock, in seconds; it never goes back.
+    """
 
     trials: int | None = None
     seconds: float | None = None
+    now_s: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What to tune: one problem, its space, the default config, and how to search."""
+    """What to tune: one problem, its space, the default config, and how to search. `first` are tried before the strategy is
+    asked: configs that did well on other problems."""
 
     problem: Problem
     space: Space
     default: Config
     strategy: Strategy
+    first: tuple[Config, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,8 @@ class Tried:
 class Settled:
     """A problem is done.
 
-    `champion` is None when no candidate passed its gate and its `proof`.
+    `champion` is None when no candidate passed its gate and its `proof`. `race` is that of the finalists and the default.
+    `scores_ms` are the numbers of the screening by config, free of drift.
     `final` holds fresh samples of the best candidate beside the default, and
     `against_default` what they say; both are for times only, never for estimates.
     """
@@ -72,6 +84,8 @@ class Settled:
     proof: Proof | None = None
     against_default: Comparison | None = None
     final: Record | None = None
+    race: Record | None = None
+    scores_ms: Mapping[Config, float] = field(default_factory=dict)
 
     @property
     def value_ms(self) -> float | None:
@@ -94,218 +108,113 @@ class Settled:
         return value_ms(self.default.outcome)
 
 
-def tune(task: Task, runner: Runner, journal: Journal, *, budget: Budget, seed: int) -> Iterator[Tried | Settled]:
-    """Search one problem to the end of the budget, yielding every trial and at last the champion."""
-    search = _Search(task, runner, journal)
-    started = time.monotonic()
-    while not _spent(budget, search.tried, time.monotonic() - started):
-        count = BATCH if budget.trials is None else min(BATCH, budget.trials - search.tried)
-        configs = task.strategy.ask(count)
-        if not configs:
-            break
-        for config, record, again in search.run(configs):
-            task.strategy.tell(config, value_ms(record.outcome))
-            yield Tried(task.problem, record, again, search.best_ms)
-    yield _settle(task, search, seed)
+def tune(
+    task: Task,
+    runner: Runner,
+    journal: Journal,
+    *,
+    budget: Budget,
+    seed: int,
+    quarantine: Quarantine | None = None,
+) -> Iterator[Tried | Settled]:
+    """Search one problem to the end of the budget, yielding every trial and at last the champion.
+
+    `quarantine` holds those that are not tried at all, and gets those that must not be tried again.
+    """
+    held = quarantine or Quarantine(None, {})
+    trials = Trials(task.problem, task.space, runner, journal, held, budget.now_s)
+    yield from _search(task, trials, budget)
+    yield _settle(task, trials, seed)
 
 
-def _spent(budget: Budget, tried: int, seconds: float) -> bool:
-    if budget.trials is not None and tried >= budget.trials:
+def _search(task: Task, trials: Trials, budget: Budget) -> Iterator[Tried]:
+    """Every trial until the budget is spent. While some are judged and measured, those that come next already compile."""
+    # What is interpreted takes all the cores that compilers would have.
+    ahead = AHEAD if trials.runner.mode == "measured" else 1
+    started = trials.now_s()
+    asked: set[Config] = set()
+    # The default comes first, by the strategy; all others are measured beside it.
+    given: list[Config] = []
+    flying: deque[tuple[Flight, bool, set[Config]]] = deque()
+    while True:
+        while len(flying) < ahead and not _spent(budget, len(asked), trials.now_s() - started):
+            count = BATCH if budget.trials is None else min(BATCH, budget.trials - len(asked))
+            configs, own = (given[:count], False) if given else (task.strategy.ask(count), True)
+            given = given[count:] if asked else [config for config in task.first if config not in configs]
+            if not configs:
+                break
+            # What the strategy asks for that it was given before costs nothing.
+            flying.append((trials.start(configs), own, asked.intersection(configs)))
+            asked.update(configs)
+        if not flying or _spent(Budget(seconds=budget.seconds), 0, trials.now_s() - started):
+            return
+        foresee = getattr(task.strategy, "likely", None)
+        if foresee is not None and ahead > 1:
+            trials.expect(foresee(EXPECTED))
+        flight, own, before = flying.popleft()
+        for config, record, known in trials.finish(flight):
+            if own:
+                task.strategy.tell(config, trials.score_ms(record))
+            if config not in before:
+                yield Tried(task.problem, record, known, trials.best_ms)
+
+
+def _spent(budget: Budget, asked: int, seconds: float) -> bool:
+    if budget.trials is not None and asked >= budget.trials:
         return True
     return budget.seconds is not None and seconds >= budget.seconds
 
 
-class _Search:
-    """The trials of one problem: what was tried, what compiled to the same code, what the judge already said."""
-
-    def __init__(self, task: Task, runner: Runner, journal: Journal) -> None:
-        self._task = task
-        self._runner = runner
-        self._journal = journal
-        self._by_code: dict[str, Record] = {}
-        self._verdicts: dict[Config, tuple[Config, Callable[[], Any]]] = {}
-        # Trials are numbered through the journal, which several searches of one problem may share.
-        self._next = sum(record.problem == task.problem.key and record.role == "screen" for record in journal.records)
-        self.records: list[Record] = []
-        self.incumbent: Record | None = None
-
-    @property
-    def tried(self) -> int:
-        return len(self.records)
-
-    @property
-    def best_ms(self) -> float | None:
-        return value_ms(self.incumbent.outcome) if self.incumbent else None
-
-    def run(self, configs: list[Config]) -> Iterator[tuple[Config, Record, bool]]:
-        """Try configs together; they are recorded in the order given, whichever is ready first."""
-        problem = self._task.problem
-        known = {config: self._journal.find(problem.key, config) for config in configs}
-        compiling = {config: self._runner.compile(problem, config) for config in configs if known[config] is None}
-        began = time.monotonic()
-        compiled = {}
-        for config, wait in compiling.items():
-            compiled[config] = self._admit(wait(), config)
-            artifact = compiled[config]
-            if isinstance(artifact, Artifact) and artifact.code_hash not in self._by_code:
-                self._judge_soon(config)
-        for config in configs:
-            record = known[config]
-            again = record is not None
-            if record is None:
-                record = self._finish(config, compiled[config], time.monotonic() - began)
-                began = time.monotonic()
-                self._journal.append(record)
-            self._remember(record)
-            yield config, record, again
-
-    def _admit(self, result: Any, config: Config) -> Any:
-        """The artifact, or the outcome that ends the candidate here."""
-        if not isinstance(result, Artifact):
-            return result
-        return prune(result, config, self._runner.device) or result
-
-    def _judge_soon(self, config: Config) -> None:
-        key = self._verdict_key(config)
-        if key not in self._verdicts:
-            self._verdicts[key] = config, self._runner.verify(self._task.problem, config)
-
-    def _verdict_key(self, config: Config) -> Config:
-        """Candidates that the judge cannot tell apart share one run: on a device there are none."""
-        if self._runner.mode == "measured":
-            return config
-        return config.restricted(self._task.space.interpreted)
-
-    def _finish(self, config: Config, compiled: Any, seconds: float) -> Record:
-        shared = False
-        twin = None
-        outcome = compiled
-        if isinstance(compiled, Artifact):
-            twin = self._by_code.get(compiled.code_hash)
-            if twin is not None:
-                outcome = twin.outcome
-            else:
-                judged, wait = self._verdicts[self._verdict_key(config)]
-                shared = judged != config
-                outcome = self._value(config, compiled, wait())
-        self._next += 1
-        return Record(
-            trial=self._next - 1,
-            problem=self._task.problem.key,
-            config=dict(config),
-            outcome=outcome,
-            seconds=seconds,
-            same_code_as=twin.trial if twin else None,
-            shared_verdict=shared,
-        )
-
-    def _value(self, config: Config, artifact: Artifact, judged: Any) -> Any:
-        if not isinstance(judged, Verdict):
-            return judged
-        if not judged.passed:
-            return Wrong(verdict=judged) if judged.status == "wrong" else Flaky(verdict=judged)
-        incumbent = Config(self.incumbent.config) if self.incumbent else None
-        return self._number(config, Passed(artifact, judged), incumbent, "screen")
-
-    def first_proved(self, finalists: Iterable[Record]) -> tuple[Record | None, Proof | None]:
-        """The first of `finalists` that passes its proof, and that proof."""
-        for record in finalists:
-            found = self._proved(record)
-            if found.proof is not None and found.proof.passed:
-                return record, found.proof
-        return None, None
-
-    def _proved(self, finalist: Record) -> Record:
-        config = Config(finalist.config)
-        found = self._journal.find_proof(self._task.problem.key, config)
-        if found is not None:
-            return found
-        began = time.monotonic()
-        answer = self._runner.prove(self._task.problem, config)()
-        proof = answer if isinstance(answer, Proof) else None
-        outcome: Any = answer
-        if proof is not None:
-            outcome = finalist.outcome if proof.passed else _not_proved(self._task.problem, proof)
-        record = Record(
-            trial=finalist.trial, problem=self._task.problem.key, config=finalist.config, outcome=outcome,
-            seconds=time.monotonic() - began, role="proof", proof=proof,
-        )  # fmt: skip
-        self._journal.append(record)
-        return record
-
-    def take_final(self, best: Record, beside: Record | None) -> Record:
-        """Measure the best again, beside the default, with samples that had no part in the choice."""
-        other = Config(beside.config) if beside else None
-        found = self._journal.find_final(self._task.problem.key, best.config, other)
-        if found is not None and isinstance(found.outcome, Measured):
-            return found
-        assert isinstance(best.outcome, Measured)
-        began = time.monotonic()
-        passed = Passed(best.outcome.artifact, best.outcome.verdict)
-        outcome = self._number(Config(best.config), passed, other, "final")
-        record = Record(
-            trial=best.trial,
-            problem=self._task.problem.key,
-            config=best.config,
-            outcome=outcome,
-            seconds=time.monotonic() - began,
-            role="final",
-            beside=other and dict(other),
-        )
-        self._journal.append(record)
-        return record
-
-    def _number(self, config: Config, passed: Passed, incumbent: Config | None, depth: Depth) -> Any:
-        return self._runner.value(self._task.problem, config, passed, incumbent=incumbent, depth=depth)()
-
-    def _remember(self, record: Record) -> None:
-        self.records.append(record)
-        outcome = record.outcome
-        if not isinstance(outcome, Measured | Estimated):
-            return
-        self._by_code.setdefault(outcome.artifact.code_hash, record)
-        if self.best_ms is None or outcome.value_ms < self.best_ms:
-            self.incumbent = record
-
-
-def _settle(task: Task, search: _Search, seed: int) -> Settled:
-    default = next((record for record in search.records if Config(record.config) == task.default), _untried(task))
-    valued = [record for record in search.records if isinstance(record.outcome, Measured | Estimated)]
-    # A candidate with the same machine code as another is that candidate. The sort keeps the first of equals first.
-    distinct = {record.outcome.artifact.code_hash: record for record in reversed(valued)}  # type: ignore[union-attr]
-    finalists = sorted(distinct.values(), key=lambda record: (value_ms(record.outcome), record.trial))
-    best, proof = search.first_proved(finalists)
+def _settle(task: Task, trials: Trials, seed: int) -> Settled:
+    default = next((record for record in trials.records if Config(record.config) == task.default), _untried(task))
+    finalists = trials.finalists()
+    race = _race(trials, finalists, default)
+    if race is not None and race.race is not None:
+        order = {Config(entrant.config): place for place, entrant in enumerate(race.race.entrants)}
+        # Nobody who did not race is better than who did: they were behind in the screening.
+        finalists.sort(key=lambda record: order.get(Config(record.config), len(order)))
+    best, proof = trials.first_proved(finalists)
     final, comparison = None, None
     if best is not None and isinstance(best.outcome, Measured):
-        beside = default if isinstance(default.outcome, Measured) and default is not best else None
-        final = search.take_final(best, beside)
+        beside = default if isinstance(default.outcome, Measured) and not _same(default, best) else None
+        final = trials.take_fresh(best, beside)
         if isinstance(final.outcome, Measured) and beside is not None:
             samples = final.outcome.samples
             comparison = compare(samples.times_ms, samples.incumbent_ms, rng=np.random.default_rng(seed))
         if beside is not None and (comparison is None or comparison.verdict != "faster"):
-            best, proof = search.first_proved([default, best])
+            best, proof = trials.first_proved([default, best])
         elif not isinstance(final.outcome, Measured):
             best = None
     return Settled(
         problem=task.problem,
         space=task.space,
-        outcomes=dict(sorted(Counter(record.outcome.kind for record in search.records).items())),
-        records=tuple(search.records),
+        outcomes=dict(sorted(Counter(record.outcome.kind for record in trials.records).items())),
+        records=tuple(trials.records),
         champion=best,
         default=default,
         proof=proof if best is not None else None,
         against_default=comparison,
         final=final,
+        race=race,
+        scores_ms={Config(one.config): score for one in trials.records if (score := trials.score_ms(one)) is not None},
     )
 
 
-def _not_proved(problem: Problem, proof: Proof) -> Wrong | Flaky:
-    status: Literal["wrong", "unknown"] = "wrong" if proof.status == "wrong" else "unknown"
-    verdict = Verdict(
-        status=status, where=proof.where, oracle="the whole suite", cases=(problem.key,), seed=proof.seed, checks=(),
-        detail=proof.detail,
-    )  # fmt: skip
-    return Wrong(verdict=verdict) if status == "wrong" else Flaky(verdict=verdict)
+def _race(trials: Trials, finalists: Sequence[Record], default: Record) -> Record | None:
+    """The race of the best of the screening, and of the default whatever it was there."""
+    entrants = [one for one in finalists if isinstance(one.outcome, Measured)][:FINALISTS]
+    if isinstance(default.outcome, Measured) and not any(_same(default, one) for one in entrants):
+        entrants.append(default)
+    return trials.race(entrants) if len(entrants) > 1 else None
+
+
+def _same(one: Record, other: Record) -> bool:
+    """Whether two candidates are one: the same config, or the same machine code."""
+    if one.config == other.config:
+        return True
+    sides = (one.outcome, other.outcome)
+    hashes = [side.artifact.code_hash for side in sides if isinstance(side, Measured | Estimated)]
+    return len(hashes) == 2 and hashes[0] == hashes[1]
 
 
 def _untried(task: Task) -> Record:

@@ -1,58 +1,78 @@
-"""Child processes around single stages: whatever a compiler or a kernel does there costs one candidate, not the tune.
+"""Pools of child processes around single stages: whatever a compiler or a kernel does there costs one candidate, not the tune.
 
 Compilation, judging and measuring happen in children with a time limit and a memory cap. An abort, an assertion, a hang or
-an exception comes back as an outcome with its reason. This is the one module with a broad `except`.
+an exception comes back as an outcome with its reason. A death that may be another's doing is not believed at once: the
+candidate is tried again in a process without a past. What the children do is `harness.child`'s.
 """
 
-import contextlib
-import ctypes
 import math
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import tempfile
-import traceback
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
+import pebble.pool.process
 from pebble import ProcessExpired, ProcessPool
 
+from harness.child import (
+    DEVICE_LOST,
+    NO_DEVICE,
+    Depth,
+    Job,
+    Passed,
+    Settling,
+    device_answers,
+    failure,
+    past_path,
+    run_call,
+    run_stage,
+    settle,
+)
 from harness.compare import Verdict
 from harness.device import DeviceFacts
-from harness.errors import HarnessError, RefusedError, SubjectError, first_line
+from harness.errors import MachineError
 from harness.outcome import (
     Artifact,
     CompileFailed,
-    Estimated,
     LaunchFailed,
-    Measured,
     Mode,
     Proof,
+    Samples,
     Stage,
     TimedOut,
     Valued,
 )  # fmt: skip
 from harness.problem import Problem
-from harness.prune import prune
 from harness.space import Config
 
+__all__ = ["DEVICE_LOST", "Depth", "Job", "Limits", "Passed", "ProcessRunner", "Runner", "device_answers"]
+
 _LOG_TAIL = 2000
-_PR_SET_PDEATHSIG = 1
-DEVICE_LOST = 97
 # What is started with no time left still ends by itself, soon.
 _LEAST_S = 0.1
+# How long a device that answers nobody is waited for before it is asked once more.
+_MOURNING_S = (1.0, 4.0)
+# How often the children of a pool are started anew for one stage.
+_REBUILT = 2
 
-Depth = Literal["screen", "final"]
+# Pebble keeps its limits by the wall's clock, which somebody may set while a candidate runs.
+pebble.pool.process.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep)
+
 Pool = Literal["compiler", "interpreter", "device"]
 Compiled = Artifact | CompileFailed | TimedOut
 Judged = Verdict | LaunchFailed | TimedOut
 Numbered = Valued | LaunchFailed | TimedOut
 Proved = Proof | LaunchFailed | TimedOut
+Raced = tuple[Samples, ...] | LaunchFailed | TimedOut
 
 
 class Runner(Protocol):
@@ -69,9 +89,13 @@ class Runner(Protocol):
     def verify(self, problem: Problem, config: Config) -> Callable[[], Judged]: ...
 
     def value(
-        self, problem: Problem, config: Config, passed: "Passed", *, incumbent: Config | None, depth: Depth
+        self, problem: Problem, config: Config, passed: Passed, *, incumbent: Config | None, depth: Depth
     ) -> Callable[[], Numbered]:
         """Put a number on a candidate: a time beside the incumbent's, or an estimate."""
+        ...
+
+    def race(self, problem: Problem, entrants: Sequence[Config], *, rounds: int, turn: int) -> Callable[[], Raced]:
+        """Time configs that passed their gate in turns, one sample of each in every round; `turn` numbers the parts of a race."""
         ...
 
     def prove(self, problem: Problem, config: Config) -> Callable[[], Proved]:
@@ -79,14 +103,6 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """A candidate that compiled and passed its gate: what a number needs to exist."""
-
-    artifact: Artifact
-    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,24 +119,13 @@ class Limits:
         return {"compile": self.compile_s, "verify": self.verify_s, "prove": self.prove_s}.get(stage, self.value_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What the children work on: a kernel of a workspace, for a device."""
-
-    root: Path
-    stem: str
-    device: DeviceFacts
-    mode: Mode
-    seed: int
-
-
 @dataclass(slots=True, kw_only=True)
 class ProcessRunner:
     """Runs stages in pools of child processes, which start when they are first needed.
 
     Compilers and estimates share one pool. Verdicts come from Triton's interpreter in a second pool when no device is
     here, and from the device otherwise, whose one worker also measures. `left` says how many seconds a stage may take beside
-    its own limit, when it is started.
+    its own limit, when it is started. `prepare` is called in every child once it is set up.
     """
 
     job: Job
@@ -128,6 +133,7 @@ class ProcessRunner:
     cache: Path
     limits: Limits = field(default_factory=Limits)
     left: Callable[[], float] = lambda: math.inf
+    prepare: Callable[[], None] | None = None
     _pools: dict[str, ProcessPool] = field(default_factory=dict)
     _logs: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="flashtune-")))
 
@@ -176,6 +182,12 @@ class ProcessRunner:
             return self._start("device", "measure", problem, config, **extra)
         return self._start("compiler", "estimate", problem, config, **extra)
 
+    def race(self, problem: Problem, entrants: Sequence[Config], *, rounds: int, turn: int) -> Callable[[], Raced]:
+        from harness.timing import race
+
+        given = (problem, tuple(entrants), rounds, (self.job.seed, turn))
+        return self.call("device", "measure", race, *given, limit_s=self.limits.value_s)
+
     def call(
         self, pool: Pool, stage: Stage, function: Callable[..., Any], *arguments: Any, limit_s: float
     ) -> Callable[[], Any]:
@@ -183,7 +195,7 @@ class ProcessRunner:
 
         It must be a function of a module of ours; errors of ours that are not about the kernel are raised by the wait.
         """
-        return self._schedule(pool, stage, limit_s, _run_call, (stage, self.job, pool == "device", function, arguments))
+        return self._schedule(pool, stage, limit_s, run_call, (stage, self.job, pool == "device", function, arguments))
 
     def close(self) -> None:
         """Stop every child, at once."""
@@ -195,32 +207,95 @@ class ProcessRunner:
 
     def _start(self, pool: Pool, stage: Stage, problem: Problem, config: Config, **extra: Any) -> Callable[[], Any]:
         arguments = (stage, self.job, problem, config)
-        return self._schedule(pool, stage, self.limits.seconds(stage), _run_stage, arguments, **extra)
+        return self._schedule(pool, stage, self.limits.seconds(stage), run_stage, arguments, **extra)
 
     def _schedule(
         self, pool: Pool, stage: Stage, limit_s: float, function: Any, arguments: Any, **extra: Any
     ) -> Callable[[], Any]:
         limit = max(min(limit_s, self.left()), _LEAST_S)
-        future = self._pool(pool).schedule(function, args=arguments, kwargs=extra, timeout=limit)
+
+        def start() -> tuple[ProcessPool, Any]:
+            return self._submit(pool, function, args=arguments, kwargs=extra, timeout=limit)
+
+        started = start()
 
         def wait() -> Any:
-            try:
-                return future.result()
-            except FutureTimeoutError:
-                return TimedOut(stage=stage, limit_s=limit)
-            except ProcessExpired as expired:
-                return _failure(stage, describe_exit(expired.exitcode), _tail(self._logs / f"{expired.pid}.log"))
+            at, future = started
+            mourned, broken, doubted = 0, 0, False
+            while True:
+                try:
+                    return future.result()
+                except FutureTimeoutError:
+                    return TimedOut(stage=stage, limit_s=limit)
+                except BrokenProcessPool as error:
+                    broken += 1
+                    self._drop(pool, at, error if broken > _REBUILT else None)
+                except ProcessExpired as expired:
+                    if expired.exitcode == NO_DEVICE:
+                        self._mourn(mourned, expired)
+                        mourned += 1
+                    elif doubted or not self._doubtful(pool, expired):
+                        return failure(stage, describe_exit(expired.exitcode), self._log(expired))
+                    else:
+                        doubted = True
+                at, future = start()
 
         return wait
 
+    def _submit(self, name: Pool, function: Any, **how: Any) -> tuple[ProcessPool, Any]:
+        """A pool, and what it promises. One that broke, as Pebble's do when a child dies that had nothing to do, is replaced."""
+        for turn in range(_REBUILT + 1):
+            pool = self._pool(name)
+            try:
+                return pool, pool.schedule(function, **how)
+            except RuntimeError as error:
+                self._drop(name, pool, error if turn == _REBUILT else None)
+        raise AssertionError("a pool that cannot be had is a machine error")
+
+    def _drop(self, name: Pool, pool: ProcessPool, error: BaseException | None) -> None:
+        """Have `pool` replaced by whoever needs one next. Raises `MachineError` of `error`, if that is given up."""
+        if name in self._pools and self._pools[name] is pool:
+            del self._pools[name]
+            pool.stop()
+            pool.join()
+        if error is not None:
+            raise MachineError(
+                f"the child processes that work as `{name}` cannot be kept alive: {error}",
+                hint="see whether memory or processes are short here, then run the same command again",
+            ) from error
+
+    def _mourn(self, times: int, expired: ProcessExpired) -> None:
+        """Wait for a device that answered nothing before any candidate had touched it; at last give it up."""
+        if times == len(_MOURNING_S):
+            said = self._log(expired).strip().splitlines()
+            raise MachineError(
+                f"the device no longer computes what is known: {said[-1] if said else 'it does not say why'}",
+                hint="every finished trial is in the journal; see `nvidia-smi`, then run the same command again",
+            )
+        time.sleep(max(0.0, min(_MOURNING_S[times], self.left())))
+
+    def _doubtful(self, pool: Pool, expired: ProcessExpired) -> bool:
+        """Whether a death may not be the candidate's doing: killed from outside, or on a device after others had been there."""
+        if describe_exit(expired.exitcode) == KILLED:
+            return True
+        return pool == "device" and past_path(self._logs, expired.pid).exists()
+
+    def _log(self, expired: ProcessExpired) -> str:
+        return _tail(self._logs / f"{expired.pid}.log")
+
     def _pool(self, name: Pool) -> ProcessPool:
         if name not in self._pools:
-            environment = _variables(interpret=name == "interpreter") | {"TRITON_CACHE_DIR": str(self.cache)}
-            cap = 0 if name == "device" else self.limits.memory_bytes
+            how = Settling(
+                environment=_variables(interpret=name == "interpreter") | {"TRITON_CACHE_DIR": str(self.cache)},
+                memory_bytes=0 if name == "device" else self.limits.memory_bytes,
+                logs=self._logs,
+                parent=os.getpid(),
+                prepare=self.prepare,
+            )
             self._pools[name] = ProcessPool(
                 max_workers=1 if name == "device" else self.jobs,
-                initializer=_settle,
-                initargs=(environment, cap, self._logs),
+                initializer=settle,
+                initargs=(how,),
                 context=multiprocessing.get_context("spawn"),
             )
         return self._pools[name]
@@ -237,146 +312,6 @@ def _variables(*, interpret: bool) -> dict[str, str]:
     return {"TRITON_INTERPRET": "1" if interpret else "0", **threads}
 
 
-def _settle(environment: dict[str, str], memory_bytes: int, logs: Path) -> None:
-    """Set up a child: die with the parent, leave Ctrl-C to it, keep what native code prints, cap the memory."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(environment)
-    log = os.open(logs / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    if memory_bytes:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if environment["TRITON_INTERPRET"] == "1":
-        from harness.quicken import quicken
-
-        quicken()
-
-
-def _run_stage(stage: Stage, job: Job, problem: Problem, config: Config, **extra: Any) -> Any:
-    """Runs in the child. Whatever a candidate raises is its outcome, not ours."""
-    on_device = job.mode == "measured" and stage in ("verify", "prove", "measure")
-    found = _guarded(stage, on_device, lambda: _STAGES[stage](job, problem, config, **extra))
-    if on_device and isinstance(found, Proof) and not found.passed:
-        # The suite takes what a kernel raises for an answer, also an error of the device.
-        _give_up_a_lost_device(found.detail)
-    return found
-
-
-def _run_call(stage: Stage, job: Job, on_device: bool, function: Callable[..., Any], arguments: Any) -> Any:
-    return _guarded(stage, on_device, lambda: function(_kernel(job), *arguments))
-
-
-def _guarded(stage: Stage, on_device: bool, work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except Exception as error:
-        if on_device:
-            _give_up_a_lost_device(first_line(error))
-        if isinstance(error, RefusedError | SubjectError):
-            return _failure(stage, error.message, "")
-        # Ours to mend or the caller's to hear.
-        if isinstance(error, HarnessError):
-            raise
-        return _failure(stage, first_line(error), traceback.format_exc()[-_LOG_TAIL:])
-
-
-def _give_up_a_lost_device(reason: str) -> None:
-    """A device error sticks to the process: whoever came next would be blamed for it. A new process has no past."""
-    if not device_answers():
-        os.write(2, f"{reason}\n".encode())
-        os._exit(DEVICE_LOST)
-
-
-def device_answers() -> bool:
-    """Whether the device still works in this process after something was raised."""
-    import torch
-
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _compile(job: Job, problem: Problem, config: Config) -> Compiled:
-    from harness.compile import compile_candidate, compile_gate
-
-    kernel = _kernel(job)
-    found = compile_candidate(kernel, problem, config, job.device)
-    if job.mode == "measured" and isinstance(found, Artifact) and prune(found, config, job.device) is None:
-        # Many compile at a time, and one judges: what its questions need beside this is then in the cache. What goes wrong
-        # here goes wrong there again, and is its outcome.
-        with contextlib.suppress(Exception):
-            compile_gate(kernel, problem, config, job.device)
-    return found
-
-
-def _verify(job: Job, problem: Problem, config: Config) -> Verdict:
-    from harness.verify import gate
-
-    on_device = job.mode == "measured"
-    return gate(
-        _kernel(job),
-        problem,
-        config,
-        seed=job.seed,
-        where="device" if on_device else "interpreter",
-        device="cuda" if on_device else "cpu",
-    )
-
-
-def _prove(job: Job, problem: Problem, config: Config) -> Proof:
-    from harness.proof import prove
-
-    device = "cuda" if job.mode == "measured" else "cpu"
-    return prove(_kernel(job), job.stem, problem, config, seed=job.seed, device=device)
-
-
-def _estimate(
-    job: Job, problem: Problem, config: Config, *, passed: Passed, incumbent: Config | None, depth: Depth
-) -> Estimated:
-    from harness.compile import meta_launches
-    from harness.estimate import estimate
-
-    launches = meta_launches(_kernel(job), problem, config, job.device)
-    predicted = estimate(problem, launches, passed.artifact, job.device)
-    return Estimated(verdict=passed.verdict, estimate=predicted, artifact=passed.artifact)
-
-
-def _measure(
-    job: Job, problem: Problem, config: Config, *, passed: Passed, incumbent: Config | None, depth: Depth
-) -> Measured:
-    from harness.timing import sample
-
-    samples = sample(_kernel(job), problem, config, incumbent=incumbent, seed=job.seed, depth=depth)
-    return Measured(verdict=passed.verdict, samples=samples, artifact=passed.artifact)
-
-
-_STAGES: dict[Stage, Callable[..., Any]] = {
-    "compile": _compile,
-    "verify": _verify,
-    "prove": _prove,
-    "estimate": _estimate,
-    "measure": _measure,
-}
-
-
-def _kernel(job: Job) -> Any:
-    from harness.workspace import Workspace
-
-    return Workspace(job.root).load_kernel(job.stem)
-
-
-def _failure(stage: Stage, reason: str, log: str) -> CompileFailed | LaunchFailed:
-    if stage == "compile":
-        return CompileFailed(reason=reason, log=log)
-    return LaunchFailed(stage=stage, reason=reason, log=log)
-
-
 def describe_exit(code: int) -> str:
     """How a process ended, in words, from its exit code."""
     if code == DEVICE_LOST:
@@ -387,6 +322,9 @@ def describe_exit(code: int) -> str:
         return f"the process was killed by {signal.Signals(number).name}"
     except ValueError:
         return f"the process ended with exit code {code}"
+
+
+KILLED = describe_exit(-signal.SIGKILL)
 
 
 def _tail(path: Path) -> str:

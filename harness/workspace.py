@@ -8,11 +8,13 @@ import ast
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from harness.errors import UsageError, WorkspaceError, did_you_mean
 from harness.problem import PASSES, Pass
@@ -58,15 +60,24 @@ class Workspace:
 
     def kernel_pass(self, stem: str) -> Pass:
         """The pass that a kernel computes, read from its source without running it."""
+        value = self._constant(stem, "PASS")
+        if value in PASSES:
+            return value  # type: ignore[no-any-return]
+        raise WorkspaceError(
+            f"{self.root / 'kernels' / stem}.py does not say which pass it computes",
+            hint='write `PASS = "fwd"` or `PASS = "bwd"`',
+        )
+
+    def kernel_family(self, stem: str) -> str:
+        """Whose kernel it is, which alone may use configs tuned with it: `FAMILY` in its source, else `flashtune`."""
+        return str(self._constant(stem, "FAMILY") or "flashtune")
+
+    def _constant(self, stem: str, name: str) -> Any:
         path = self.root / "kernels" / f"{self.check_stem(stem)}.py"
         for node in _parse(path).body:
-            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["PASS"]:
-                value = ast.literal_eval(node.value)
-                if value in PASSES:
-                    return value  # type: ignore[no-any-return]
-        raise WorkspaceError(
-            f"{path} does not say which pass it computes", hint='write `PASS = "fwd"` or `PASS = "bwd"`'
-        )
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+                return ast.literal_eval(node.value)
+        return None
 
     def kernel_parameters(self, stem: str) -> tuple[str, ...]:
         """The parameters of a kernel's `launches`, read from its source without running it."""
@@ -84,7 +95,7 @@ class Workspace:
         files = _with_siblings(self.root / "kernels", self.check_stem(stem))
         digest = hashlib.sha256()
         for path in sorted(files):
-            digest.update(path.name.encode() + b"\0" + ast.dump(_without_docstrings(_parse(path))).encode() + b"\0")
+            digest.update(path.name.encode() + b"\0" + described(_without_docstrings(_parse(path))).encode() + b"\0")
         return digest.hexdigest()[:16]
 
     def _load(self, part: str, stem: str) -> ModuleType:
@@ -122,6 +133,14 @@ def find_workspace(given: str | Path | None = None) -> Workspace:
 def environment(name: str, default: str = "") -> str:
     """The value of an environment variable. Everything else asks here, so that one search finds all of them."""
     return os.environ.get(name, default)
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def triton_cache() -> Path:
@@ -168,6 +187,25 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
+def described(node: Any) -> str:
+    """A syntax tree in words, without lines and columns: what `ast.dump` of Python 3.11 says.
+
+    Its own text changes from one Python to the next, and a kernel is the same code under all of them.
+    """
+    if isinstance(node, list):
+        return f"[{', '.join(described(each) for each in node)}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    parts = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        later = name == "type_params" and not value  # a field since Python 3.12
+        if later or not hasattr(node, name) or (value is None and getattr(type(node), name, ...) is None):
+            continue
+        parts.append(f"{name}={described(value)}")
+    return f"{type(node).__name__}({', '.join(parts)})"
+
+
 def _with_siblings(folder: Path, stem: str) -> set[Path]:
     """The file of `stem` and, transitively, the sibling files that it imports relatively."""
     found: set[Path] = set()
@@ -198,5 +236,5 @@ def digest_modules(names: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for name in names:
         path = Path(__file__).parent / f"{name}.py"
-        digest.update(name.encode() + b"\0" + ast.dump(_without_docstrings(_parse(path))).encode() + b"\0")
+        digest.update(name.encode() + b"\0" + described(_without_docstrings(_parse(path))).encode() + b"\0")
     return digest.hexdigest()[:16]

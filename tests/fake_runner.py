@@ -5,7 +5,7 @@ It drives the whole tuner, measured mode included, without a GPU, a compiler or 
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,18 @@ class FakeRunner:
 
         return number
 
+    def race(self, problem: Problem, entrants: Sequence[Config], *, rounds: int, turn: int) -> Callable[[], Any]:
+        self.calls["race"] += 1
+
+        def raced() -> Any:
+            scripted = self._scripted("race", problem, entrants)
+            if scripted is not None:
+                return scripted
+            shared = [tuple(np.resize(self._times(problem, each), rounds)) for each in entrants]
+            return tuple(Samples(times_ms=times, method="fake") for times in shared)
+
+        return raced
+
     def prove(self, problem: Problem, config: Config) -> Callable[[], Any]:
         self.calls["prove"] += 1
         where = "device" if self.mode == "measured" else "interpreter"
@@ -130,6 +142,6 @@ class FakeRunner:
         noise = 1 + self.noise * self._rng.standard_normal(31)
         return tuple(fake_time_ms(problem, config) * noise)
 
-    def _scripted(self, stage: str, problem: Problem, config: Config) -> Any:
+    def _scripted(self, stage: str, problem: Problem, config: Any) -> Any:
         script = self.scripts.get(stage)
         return script(problem, config) if script else None

@@ -1,95 +1,14 @@
-"""Stand-ins for hardware that is not here: a device with a clock of its own, its timer, and torch and NVML beside it.
-
-`FakeDevice` models time: a launch takes its kernel's milliseconds times noise, times what the drifting clock makes of
-it, and the wall clock moves on with every launch and flush. All randomness comes from the generator it is given.
-"""
+"""Stand-ins for hardware that is not here: torch and NVML beside the simulated device of `harness.simulated`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+from harness.simulated import SimulatedDevice as FakeDevice
+from harness.simulated import normal, quiet
 
-Noise = Callable[[np.random.Generator], float]
-
-
-def quiet(rng: np.random.Generator) -> float:
-    """No noise at all."""
-    del rng
-    return 1.0
-
-
-def normal(sigma: float) -> Noise:
-    """Multiplicative normal noise with relative standard deviation `sigma`."""
-    return lambda rng: 1.0 + sigma * float(rng.standard_normal())
-
-
-@dataclass
-class FakeDevice:
-    """A device on which kernels of known cost run, and the timer that `harness.measure` wants of it.
-
-    `drift` is the slow-down of all kernels after one second of wall time: 0.2 makes everything 20 % slower by then.
-    `flush_ms` is wall time. `fail_at` raises `RuntimeError` in the launch with that number; `readings` replaces what
-    the timer says of a launch with that number; `throttled_at` are launches during which the device throttles.
-    """
-
-    rng: np.random.Generator
-    noise: Noise = quiet
-    drift: float = 0.0
-    flush_ms: float = 0.0
-    base_clock_mhz: int | None = 1800
-    fail_at: int | None = None
-    readings: dict[int, float] = field(default_factory=dict)
-    throttled_at: tuple[int, ...] = ()
-    wall_ms: float = 0.0
-    log: list[str] = field(default_factory=list)
-    launches: int = 0
-    busy_ms: float = 0.0
-
-    def kernel(self, name: str, cost_ms: float) -> Callable[[], None]:
-        """A callable that launches a kernel called `name`, and logs it."""
-
-        def run() -> None:
-            if self.launches == self.fail_at:
-                raise RuntimeError(f"launch {self.launches} of {name} failed")
-            slow = 1.0 + self.drift * self.wall_ms / 1e3
-            elapsed = cost_ms * slow * self.noise(self.rng)
-            self.launches += 1
-            self.busy_ms += elapsed
-            self.wall_ms += elapsed
-            self.log.append(name)
-
-        return run
-
-    def now_ms(self) -> float:
-        return self.wall_ms
-
-    def time_ms(self, run: Callable[[], None]) -> float:
-        before, number = self.busy_ms, self.launches
-        run()
-        return self.readings.get(number, self.busy_ms - before)
-
-    def capture(self, run: Callable[[], None], copies: int) -> Callable[[], None]:
-        self.log.append(f"capture {copies}")
-
-        def replay() -> None:
-            for _ in range(copies):
-                run()
-
-        return replay
-
-    def flush(self) -> None:
-        self.wall_ms += self.flush_ms
-        self.log.append("flush")
-
-    def clock_mhz(self) -> int | None:
-        if self.base_clock_mhz is None:
-            return None
-        return round(self.base_clock_mhz / (1.0 + self.drift * self.wall_ms / 1e3))
-
-    def throttled(self) -> bool:
-        return self.launches - 1 in self.throttled_at
+__all__ = ["H200", "MI300X", "FakeDevice", "FakeTorch", "fake_nvml", "normal", "quiet"]
 
 
 class FakeNvmlError(Exception):

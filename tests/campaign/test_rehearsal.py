@@ -64,7 +64,7 @@ def test_every_step_runs_with_real_children(tmp_path: Path, tmp_path_factory: py
     space = read_recorded(path)
     assert space.header.complete and len(space.measured) == 2 and all(line.estimate_ms for line in space.lines)
     champions = [entry.data["champion"] for name, entry in parts.items() if name.startswith("champions/")]
-    assert len(champions) == 2 and all(one["certificate"]["proof"]["where"] == "device" for one in champions)
+    assert len(champions) == 2 and all(one["certificate"]["where"] == "device" for one in champions)
     rivals = [entry.data["rivals"] for name, entry in parts.items() if name.startswith("beside/")]
     # PyTorch has two of its backends on a CPU; the others are said not to be there.
     assert len(rivals) == 3 and all("ratio" in one["sdpa:math"] and "ratio" in one["sdpa:flash"] for one in rivals)

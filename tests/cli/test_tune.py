@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from harness import commands, documents
+from harness.champions import champion_schema
 from harness.cli import main
 from harness.device import TARGETS
 from tests.fake_runner import FakeRunner, wrong_verdict
@@ -30,7 +31,7 @@ class Desk:
         self._patch = monkeypatch
         # Symlinked parts lie elsewhere, which the workspace would rightly refuse.
         monkeypatch.setattr("harness.workspace._require_inside", lambda *arguments: None)
-        monkeypatch.setattr(commands, "_process_runner", self._make_runner)
+        monkeypatch.setattr(commands, "process_runner", self._make_runner)
         monkeypatch.chdir(root)
         self.here(None)
 
@@ -73,7 +74,12 @@ def test_measured_mode_from_command_to_champion_file(desk: Desk, kernel: str) ->
     stored = json.loads((desk.root / f"results/best/h200/{kernel}.json").read_text())
     assert stored["champions"][0]["config"] == champion["config"]
     assert stored["champions"][0]["number"]["kind"] == "measured"
-    assert stored["champions"][0]["environment"]["driver"] == "580.1"
+    assert stored["environment"]["driver"] == "580.1" and stored["environment"]["toolchain"] == "fake 1.0"
+    assert stored["champions"][0]["certificate"]["kernel_digest"] == stored["champions"][0]["kernel"]["source_digest"]
+    number = stored["champions"][0]["number"]
+    assert number["interval_ms"][0] <= number["value_ms"] <= number["interval_ms"][1] and number["samples"] == 31
+    assert number["runner_up"]["config"] != champion["config"]
+    jsonschema.validate(stored, champion_schema())
 
 
 def test_estimates_become_drafts_and_leave_measured_champions_alone(desk: Desk) -> None:
@@ -258,6 +264,8 @@ def test_bad_input_is_answered_in_words(desk: Desk, argv: list[str], code: int, 
         (["fuzz", "flash_fwd"], 3, "error: the package `torch` is not installed"),
         (["space", "flash_fwd", "--problem", PROBLEM], 0, ""),
         (["show"], 0, ""),
+        (["lookup", PROBLEM], 0, ""),
+        (["validate", "nothing.json"], 3, ""),
         (["doctor"], 0, ""),
     ],
 )

@@ -262,9 +262,14 @@ def test_cuda_timer_captures_all_copies_on_a_stream_of_its_own():
 
 def test_cuda_timer_without_a_sensor_knows_no_clock_and_with_one_reads_it():
     torch = FakeTorch(H200)
-    assert (CudaTimer(torch).clock_mhz(), CudaTimer(torch).throttled()) == (None, False)
+    assert (CudaTimer(torch).clock_mhz(), CudaTimer(torch).slowed(), CudaTimer(torch).heat()) == (
+        None,
+        (),
+        (None, None),
+    )
     hot = Sensor(fake_nvml(ClockInfo=1200, CurrentClocksEventReasons=0x40), "gpu")
-    assert (CudaTimer(torch, sensor=hot).clock_mhz(), CudaTimer(torch, sensor=hot).throttled()) == (1200, True)
+    timer = CudaTimer(torch, sensor=hot)
+    assert (timer.clock_mhz(), timer.slowed(), timer.heat()) == (1200, ("hardware thermal slowdown",), (41, 120.5))
 
 
 def test_cuda_timer_is_made_of_what_can_be_loaded():

@@ -188,7 +188,7 @@ def test_findings_come_gravest_first():
 def test_an_idle_gpu_is_not_throttled():
     idle = Sensor(fake_nvml(CurrentClocksEventReasons=0x01), "gpu")
     assert idle.throttle() == ("idle",)
-    assert not idle.throttled()
+    assert not idle.slowed()
 
 
 def test_old_drivers_are_asked_by_the_old_name():
@@ -200,7 +200,7 @@ def test_a_driver_that_says_nothing_gives_none_and_no_failure():
     mute = fake_nvml(**dict.fromkeys(("ClockInfo", "PowerUsage", "ComputeRunningProcesses"), FakeNvmlError("no")))
     mute.nvmlDeviceGetCurrentClocksEventReasons = mute.nvmlDeviceGetClockInfo
     sensor = Sensor(mute, "gpu")
-    assert (sensor.clock_mhz(), sensor.throttle(), sensor.throttled()) == (None, None, False)
+    assert (sensor.clock_mhz(), sensor.throttle(), sensor.slowed()) == (None, None, ())
     readings = sensor.readings(1)
     assert (readings["power_w"], readings["other_processes"], readings["temperature_c"]) == (None, None, 41)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import JournalError
-from harness.outcome import CompileFailed, Measured, Pruned, Record, Samples, Wrong
+from harness.outcome import CompileFailed, Entrant, Measured, Pruned, Race, Record, Samples, Wrong
 from harness.problem import parse_problem
-from harness.store import open_journal, read_journal
+from harness.store import open_journal, open_memory_journal, read_journal
 from tests.fake_runner import fake_artifact, passing_verdict, wrong_verdict
 
 IDENTITY = {"kernel": "flash_fwd", "device": "h200"}
@@ -81,6 +81,45 @@ def test_a_journal_cut_anywhere_keeps_every_whole_record_and_goes_on(tmp_path: P
         journal.append(record(9))
         journal.close()
         assert read_journal(path) == (IDENTITY, [*written[:kept], record(9)]), cut
+
+
+@pytest.mark.parametrize("tail", [b"\x00" * 512, b'{"trial":3,\x00\x00\n', b"garbage\n"])
+def test_what_a_power_cut_left_of_the_last_line_is_set_aside(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "run.jsonl"
+    written = write(path, 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    journal = open_journal(path, IDENTITY)
+    assert (journal.records, journal.torn) == (written, len(tail))
+    journal.close()
+    assert path.read_bytes() == whole
+    assert path.with_suffix(".torn").read_bytes() == tail
+
+
+def test_a_race_is_found_by_who_took_part_and_a_trial_whatever_it_stood_beside(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "run.jsonl", IDENTITY)
+    entrants = tuple(Entrant(config={"block_m": size}, times_ms=(1.0,)) for size in (128, 16))
+    race = record(3, role="race", race=Race(entrants=entrants, rounds=1, ended="for a test"))
+    trial = record(3, beside={"block_m": 16})
+    for one in (trial, race):
+        journal.append(one)
+    assert journal.find_race(PROBLEM.key, [{"block_m": 16}, {"block_m": 128}]) == race
+    assert journal.find_race(PROBLEM.key, [{"block_m": 16}]) is None
+    assert journal.find(PROBLEM.key, trial.config) == trial
+    shared = record(3, role="shared", beside={"block_m": 16})
+    journal.append(shared)
+    assert journal.find_shared(PROBLEM.key, shared.config, {"block_m": 16}) == shared
+    assert journal.find_final(PROBLEM.key, shared.config, {"block_m": 16}) is None
+    journal.close()
+    with pytest.raises(ValueError, match="a race is recorded with its entrants"):
+        record(3, role="race")
+
+
+def test_a_journal_in_memory_is_one_like_any_other() -> None:
+    journal = open_memory_journal(IDENTITY)
+    journal.append(record(3))
+    assert journal.find(PROBLEM.key, record(3).config) == record(3)
+    journal.close()
 
 
 def test_damage_before_the_last_line_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The whole tuner on a device that exists only here."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from harness.outcome import CompileFailed, Flaky, LaunchFailed, Proof, Pruned, T
 from harness.problem import parse_problem
 from harness.search import make_strategy, open_study
 from harness.space import Config, Param, Space
-from harness.store import Journal, open_journal, read_journal
+from harness.store import Journal, open_journal, open_memory_journal, read_journal
 from harness.tune import Budget, Settled, Task, Tried, tune
 from tests.fake_runner import FakeRunner, fake_artifact, fake_time_ms, wrong_proof, wrong_verdict
 
@@ -325,3 +326,120 @@ def test_a_proof_that_compared_nothing_cannot_pass() -> None:
         Proof(**{**passed, "largest": {"out": 1.5}}, cases=1, oracles={"bound": 1})
     with pytest.raises(ValueError, match="beyond its bound"):
         Proof(**{**passed, "largest": {"out": float("nan")}}, cases=1, oracles={"bound": 1})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The race of the finalists
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_finalists_and_the_default_race_and_the_race_is_kept(tmp_path: Path) -> None:
+    runner = FakeRunner("measured", noise=0.001)
+    _, settled = run(runner, tmp_path)
+    race = settled.race.race
+    assert len(race.entrants) == 9
+    assert Config(race.entrants[0].config) == BEST
+    assert dict(DEFAULT) in [dict(one.config) for one in race.entrants]
+    again = FakeRunner("measured", noise=0.001)
+    _, resettled = run(again, tmp_path)
+    assert not again.calls
+    assert resettled.race == settled.race
+
+
+def test_an_estimate_never_races(tmp_path: Path) -> None:
+    runner = FakeRunner("estimated")
+    _, settled = run(runner, tmp_path)
+    assert settled.race is None
+    assert runner.calls["race"] == 0
+
+
+def test_who_fails_when_the_race_fails_is_out_and_the_innocent_race_on(tmp_path: Path) -> None:
+    class Brittle(FakeRunner):
+        """The best runs in the screening, beside the default, and never again."""
+
+        def value(self, problem, config, passed, *, incumbent, depth):
+            if config == BEST and incumbent is None:
+                return lambda: LaunchFailed(stage="measure", reason="illegal memory access")
+            return super().value(problem, config, passed, incumbent=incumbent, depth=depth)
+
+    def raced(problem, entrants):
+        return LaunchFailed(stage="measure", reason="illegal memory access") if BEST in entrants else None
+
+    _, settled = run(Brittle("measured", scripts={"race": raced}), tmp_path)
+    race = settled.race.race
+    assert Config(race.entrants[-1].config) == BEST
+    assert race.entrants[-1].left == "failed when it was measured again"
+    assert Config(settled.champion.config) not in (BEST, DEFAULT)
+    assert settled.against_default.verdict == "faster"
+
+
+def test_finalists_that_do_not_fit_together_race_in_fewer(tmp_path: Path) -> None:
+    def raced(problem, entrants):
+        return LaunchFailed(stage="measure", reason="out of memory") if len(entrants) > 3 else None
+
+    _, settled = run(FakeRunner("measured", scripts={"race": raced}), tmp_path)
+    race = settled.race.race
+    assert [one.left for one in race.entrants].count("could not be measured beside the others") == 7
+    assert Config(settled.champion.config) == BEST
+
+
+def test_a_race_that_nobody_can_run_leaves_the_choice_to_the_screening(tmp_path: Path) -> None:
+    never = {"race": lambda problem, entrants: TimedOut(stage="measure", limit_s=1)}
+    _, settled = run(FakeRunner("measured", scripts=never), tmp_path)
+    assert settled.race is None
+    assert Config(settled.champion.config) == BEST
+
+
+def test_a_clock_that_falls_during_the_screening_does_not_choose(tmp_path: Path) -> None:
+    class Falling(FakeRunner):
+        """Everything takes longer the later it is timed; what is timed in turns shares that."""
+
+        slow = 1.0
+
+        def value(self, problem, config, passed, *, incumbent, depth):
+            self.slow *= 1.01
+            return super().value(problem, config, passed, incumbent=incumbent, depth=depth)
+
+        def _times(self, problem, config):
+            return tuple(self.slow * time for time in super()._times(problem, config))
+
+    _, settled = run(Falling("measured", noise=0.001), tmp_path)
+    assert Config(settled.champion.config) == BEST
+    scores = settled.scores_ms
+    assert min(scores, key=scores.get) == BEST
+    ratio = scores[BEST] / scores[DEFAULT]
+    assert ratio == pytest.approx(fake_time_ms(PROBLEM, BEST) / fake_time_ms(PROBLEM, DEFAULT), rel=1e-2)
+
+
+class Logged(FakeRunner):
+    """Writes down when a compilation is begun, and when a candidate is measured."""
+
+    def __init__(self, mode) -> None:
+        super().__init__(mode)
+        self.log: list[tuple[str, Config]] = []
+
+    def compile(self, problem, config):
+        self.log.append(("compile", config))
+        return super().compile(problem, config)
+
+    def value(self, problem, config, passed, *, incumbent, depth):
+        self.log.append((f"value {depth}", config))
+        return super().value(problem, config, passed, incumbent=incumbent, depth=depth)
+
+
+def test_the_next_batch_compiles_while_one_is_measured_and_what_is_foreseen_too(tmp_path: Path) -> None:
+    from harness.ahead import InOrder
+    from harness.tune import AHEAD, BATCH, EXPECTED
+
+    def begun_before_the_first_time(strategy) -> int:
+        runner = Logged("measured")
+        task = Task(problem=PROBLEM, space=SPACE, default=SPACE.legal[0], strategy=strategy)
+        with closing(open_memory_journal({})) as journal:
+            *tried, _ = tune(task, runner, journal, budget=EVERYTHING, seed=0)
+        assert [Config(one.record.config) for one in tried] == list(SPACE.legal)
+        assert runner.calls["compile"] == len(SPACE.legal)
+        return [what for what, _ in runner.log].index("value screen")
+
+    assert begun_before_the_first_time(InOrder(SPACE.legal)) == AHEAD * BATCH + EXPECTED
+    chosen = make_strategy("exhaustive", SPACE, SPACE.legal[0], study=open_study("test"), seed=0)
+    assert begun_before_the_first_time(chosen) == AHEAD * BATCH

@@ -160,7 +160,7 @@ def _command(process: psutil.Process) -> str:
 
 def test_a_device_that_no_longer_answers_costs_its_process_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for a sticky CUDA error: the candidate raises, and then the device does not answer."""
-    from harness import worker
+    from harness import child, worker
 
     ended: list[int] = []
 
@@ -172,15 +172,16 @@ def test_a_device_that_no_longer_answers_costs_its_process_only(monkeypatch: pyt
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     job = Job(root=Path(), stem="subject", device=TARGETS["h200"], mode="measured", seed=0)
-    monkeypatch.setitem(worker._STAGES, "verify", raise_illegal)
+    monkeypatch.setitem(child.STAGES, "verify", raise_illegal)
     monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr(worker, "device_answers", lambda: True)
-    outcome = worker._run_stage("verify", job, PROBLEM, act("nothing"))
+    monkeypatch.setattr(child, "canary_complaint", lambda: "")
+    monkeypatch.setattr(child, "device_answers", lambda: True)
+    outcome = child.run_stage("verify", job, PROBLEM, act("nothing"))
     assert isinstance(outcome, LaunchFailed)
     assert not ended
-    monkeypatch.setattr(worker, "device_answers", lambda: False)
+    monkeypatch.setattr(child, "device_answers", lambda: False)
     with pytest.raises(SystemExit):
-        worker._run_stage("verify", job, PROBLEM, act("nothing"))
+        child.run_stage("verify", job, PROBLEM, act("nothing"))
     assert worker.describe_exit(ended[0]) == "the device failed and its process was given up"
 
 
@@ -188,7 +189,7 @@ def test_a_device_that_fails_during_a_proof_costs_its_process_and_not_the_next_c
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The suite takes what a kernel raises for its answer, also the error of a device that then answers nobody."""
-    from harness import worker
+    from harness import child
     from tests.fake_runner import passing_proof, wrong_proof
 
     ended: list[int] = []
@@ -199,14 +200,15 @@ def test_a_device_that_fails_during_a_proof_costs_its_process_and_not_the_next_c
 
     job = Job(root=Path(), stem="subject", device=TARGETS["h200"], mode="measured", seed=0)
     monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr(worker, "device_answers", lambda: False)
-    monkeypatch.setitem(worker._STAGES, "prove", lambda *given: passing_proof())
-    assert worker._run_stage("prove", job, PROBLEM, act("nothing")).passed and not ended
-    monkeypatch.setitem(worker._STAGES, "prove", lambda *given: wrong_proof())
+    monkeypatch.setattr(child, "canary_complaint", lambda: "")
+    monkeypatch.setattr(child, "device_answers", lambda: False)
+    monkeypatch.setitem(child.STAGES, "prove", lambda *given: passing_proof())
+    assert child.run_stage("prove", job, PROBLEM, act("nothing")).passed and not ended
+    monkeypatch.setitem(child.STAGES, "prove", lambda *given: wrong_proof())
     with pytest.raises(SystemExit):
-        worker._run_stage("prove", job, PROBLEM, act("nothing"))
-    monkeypatch.setattr(worker, "device_answers", lambda: True)
-    assert worker._run_stage("prove", job, PROBLEM, act("nothing")) == wrong_proof()
+        child.run_stage("prove", job, PROBLEM, act("nothing"))
+    monkeypatch.setattr(child, "device_answers", lambda: True)
+    assert child.run_stage("prove", job, PROBLEM, act("nothing")) == wrong_proof()
 
 
 def call_me(kernel: object, what: str) -> object:

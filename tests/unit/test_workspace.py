@@ -1,3 +1,4 @@
+import ast
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError, WorkspaceError
-from harness.workspace import Workspace, find_workspace
+from harness.workspace import Workspace, described, find_workspace
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -110,3 +111,25 @@ def test_importing_the_package_imports_neither_torch_nor_triton() -> None:
     program = "import sys, harness, harness.cli; print([name for name in ('torch', 'triton', 'optuna') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_digest_is_the_same_under_every_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = ast.parse("def f(a, *, b=None):\n    return [a, -1.5] if b else (lambda: None)")
+    constants = "Constant(value=None)", "UnaryOp(op=USub(), operand=Constant(value=1.5))"
+    # What Python 3.11 says, to the letter; later ones leave out empty lists, or have more fields.
+    assert described(tree) == (
+        "Module(body=[FunctionDef(name='f', args=arguments(posonlyargs=[], args=[arg(arg='a')], kwonlyargs=[arg(arg='b')], "
+        f"kw_defaults=[{constants[0]}], defaults=[]), body=[Return(value=IfExp(test=Name(id='b', ctx=Load()), "
+        f"body=List(elts=[Name(id='a', ctx=Load()), {constants[1]}], ctx=Load()), orelse=Lambda(args=arguments(posonlyargs=[], "
+        f"args=[], kwonlyargs=[], kw_defaults=[], defaults=[]), body={constants[0]})))], decorator_list=[])], type_ignores=[])"
+    )
+    if sys.version_info[:2] == (3, 11):
+        for path in (REPOSITORY / "kernels").glob("*.py"):
+            assert described(ast.parse(path.read_text())) == ast.dump(ast.parse(path.read_text()))
+    before = described(tree)
+    # As Python 3.12 has it.
+    monkeypatch.setattr(ast.FunctionDef, "_fields", tuple(dict.fromkeys((*ast.FunctionDef._fields, "type_params"))))
+    tree.body[0].type_params = []
+    assert described(tree) == before
+    tree.body[0].type_params = [ast.Name("T")]
+    assert described(tree) != before

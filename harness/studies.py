@@ -1,0 +1,290 @@
+"""What a selection is worth, found out where the truth is known: whole tunes on simulated devices.
+
+`python -m harness.studies selection`, `same` and `overhead`; each prints one JSON document. The tunes are the tuner's own, on a
+clock that is made up. Refuses to say anything of a real device: its noise may be of another kind.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.ahead import InOrder
+from harness.errors import UsageError
+from harness.outcome import Measured
+from harness.problem import parse_problem
+from harness.simulated import SimulatedDevice, SimulatedRunner, normal
+from harness.space import Config, Param, Space
+from harness.stats import bootstrap_mean
+from harness.store import open_memory_journal
+from harness.tune import Budget, Settled, Task, tune
+
+_PROBLEM = parse_problem("b1 h1 s64 d32 fp16")
+# A search ends among good configs: half of what it tries is of the best tenth.
+_NEAR = 0.1
+_TYPICAL_MS = 1.0
+_COMPILE_S = 0.7
+_FLUSH_MS = 0.1
+# A clock that falls by 8 % while the device warms up, half of it within 20 seconds.
+_DRIFT, _WARM_S = 0.08, 20.0
+Scenario = Callable[[np.random.Generator], SimulatedDevice]
+
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Landscape:
+    """True times of a space's configs, in milliseconds of whatever device, and the seconds that each took to compile."""
+
+    times_ms: Floats
+    compile_s: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What one simulated tune chose. Regrets are true times over the best true time among what was tried, less 1: of its
+    champion, and of whoever looked fastest in the screening. `reported` is the champion's reported time over its true one."""
+
+    regret: float
+    screened: float
+    reported: float
+    verdict: str
+    device_s: float
+    rounds: int
+
+
+def steady(noise: float) -> Scenario:
+    """A device with nothing but independent noise."""
+    return lambda rng: SimulatedDevice(rng, noise=normal(noise), flush_ms=_FLUSH_MS)
+
+
+def drifting(noise: float) -> Scenario:
+    """A device that also gets slower as it gets warm: what is timed later seems worse."""
+
+    def slower(seconds: float) -> float:
+        return 1.0 + _DRIFT * (1.0 - math.exp(-seconds * math.log(2) / _WARM_S))
+
+    return lambda rng: SimulatedDevice(rng, noise=normal(noise), flush_ms=_FLUSH_MS, drift=slower)
+
+
+def synthetic(rng: np.random.Generator, count: int = 1000) -> Landscape:
+    """A made-up space: a few factors, each with a best value, and roughness; from crowded at the top to sparse. Compile times are
+    as those of the recorded spaces."""
+    factors = rng.integers(3, 7)
+    steps = rng.integers(0, 5, size=(count, factors))
+    weights = np.exp(rng.uniform(np.log(0.005), np.log(0.2))) * rng.lognormal(0, 1.0, size=factors)
+    times = np.exp((steps * weights).sum(1) + rng.normal(0, 0.01, count))
+    return Landscape(np.asarray(times, dtype=np.float64), _COMPILE_S * rng.lognormal(0, 0.3, count))
+
+
+def recorded(folder: Path) -> dict[str, Landscape]:
+    """All configs that ran, by space, of the Kernel Tuner caches in a folder. Raises `UsageError` if it has none."""
+    found = {}
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")]):
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+        try:
+            document = json.loads(text)
+        except ValueError:  # Kernel Tuner leaves the braces of a cache open
+            document = json.loads(text.rstrip().rstrip(",") + "}}")
+        if not isinstance(document, dict) or not isinstance(document.get("cache"), dict):
+            continue
+        ran = [entry for entry in document["cache"].values() if isinstance(entry.get("time"), int | float)]
+        found[path.name.split(".")[0]] = Landscape(
+            np.array([entry["time"] for entry in ran], dtype=np.float64),
+            np.array([entry.get("compile_time", 0.0) / 1e3 for entry in ran], dtype=np.float64),
+        )
+    if not found:
+        raise UsageError(
+            f"no cache of Kernel Tuner is in {folder}", hint="leave `--spaces` out: made-up spaces are used"
+        )
+    return found
+
+
+def simulate(
+    costs: Sequence[float],
+    scenario: Scenario,
+    rng: np.random.Generator,
+    strategy: type[InOrder] = InOrder,
+    **runner: Any,
+) -> tuple[Chosen, SimulatedRunner]:
+    """One tune that tries all of `costs` (milliseconds), the first of which is the default's, on a device of `scenario`."""
+    configs = [Config({"config": number}) for number in range(len(costs))]
+    space = Space(params=(Param("config", tuple(range(len(costs))), "made up"),), rules=())
+    order = [configs[0], *(configs[int(place)] for place in 1 + rng.permutation(len(costs) - 1))]
+    made = SimulatedRunner(costs_ms=dict(zip(configs, costs, strict=True)), simulated=scenario(rng), **runner)
+    task = Task(problem=_PROBLEM, space=space, default=configs[0], strategy=strategy(order))
+    journal = open_memory_journal({})
+    try:
+        budget = Budget(trials=len(costs), now_s=made.now_s)
+        *_, settled = tune(task, made, journal, budget=budget, seed=int(rng.integers(1 << 31)))
+    finally:
+        journal.close()
+    assert isinstance(settled, Settled)
+    return _chosen(settled, costs, made), made
+
+
+def _chosen(settled: Settled, costs: Sequence[float], made: SimulatedRunner) -> Chosen:
+    assert settled.champion is not None and settled.value_ms is not None
+    best = min(costs)
+    true = costs[int(settled.champion.config["config"])]
+    timed = [one for one in settled.records if isinstance(one.outcome, Measured)]
+    screened = min(timed, key=lambda one: one.outcome.value_ms)  # type: ignore[union-attr]
+    drift = made.simulated._slower()
+    return Chosen(
+        regret=true / best - 1,
+        screened=costs[int(screened.config["config"])] / best - 1,
+        reported=settled.value_ms / (true * drift),
+        verdict=settled.against_default.verdict if settled.against_default else "it is the default",
+        device_s=made.device_ms / 1e3,
+        rounds=settled.race.race.rounds if settled.race and settled.race.race else 0,
+    )
+
+
+def tried_by_a_search(given: Landscape, count: int, rng: np.random.Generator) -> Landscape:
+    """`count` configs as a search would have tried them, the typical one scaled to a millisecond; the first, the default, is one
+    of the better half."""
+    order = np.argsort(given.times_ms)
+    near = max(count, round(_NEAR * len(order)))
+    default = rng.choice(order[: max(1, len(order) // 2)], 1)
+    good = rng.choice(order[:near], count // 2, replace=False)
+    any_ = rng.choice(order, count, replace=False)
+    kept = np.array(list(dict.fromkeys([*default, *good, *any_]))[:count])
+    return Landscape(given.times_ms[kept] * (_TYPICAL_MS / float(np.median(given.times_ms))), given.compile_s[kept])
+
+
+def study_selection(
+    spaces: Mapping[str, Landscape] | None, *, runs: int, trials: int, noise: float, seed: int
+) -> dict[str, Any]:
+    """Regret of the selection over many tunes, on recorded spaces or made-up ones, on a steady and a drifting device."""
+    found: dict[str, Any] = {}
+    for name, scenario in (("steady", steady(noise)), ("drifting", drifting(noise))):
+        chosen = []
+        for run in range(runs):
+            rng = np.random.default_rng([seed, run, name == "drifting"])
+            space = list(spaces.values())[run % len(spaces)] if spaces else synthetic(rng)
+            chosen.append(simulate(list(tried_by_a_search(space, trials, rng).times_ms), scenario, rng)[0])
+        found[name] = _summary(chosen, seed)
+    return found
+
+
+def _summary(chosen: Sequence[Chosen], seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    regrets, screened = [one.regret for one in chosen], [one.screened for one in chosen]
+    interval = bootstrap_mean(regrets, rng=rng)
+    return {
+        "runs": len(chosen),
+        "regret_mean": float(np.mean(regrets)), "regret_mean_interval": [interval.low, interval.high],
+        "regret_p95": float(np.percentile(regrets, 95)), "regret_max": max(regrets),
+        "screened_regret_mean": float(np.mean(screened)), "screened_regret_p95": float(np.percentile(screened, 95)),
+        "reported_over_true": float(np.mean([one.reported for one in chosen])),
+        "verdicts": {word: sum(one.verdict == word for one in chosen) for word in sorted({one.verdict for one in chosen})},
+        "device_s_mean": float(np.mean([one.device_s for one in chosen])),
+        "rounds_median": float(np.median([one.rounds for one in chosen])),
+    }  # fmt: skip
+
+
+def study_same(*, runs: int, noise: float, seed: int) -> dict[str, Any]:
+    """A/A: how often a kernel is called faster than itself."""
+    found = {}
+    for name, scenario in (("steady", steady(noise)), ("drifting", drifting(noise))):
+        verdicts = [
+            simulate([1.0, 1.0], scenario, np.random.default_rng([seed, run, name == "drifting"]))[0].verdict
+            for run in range(runs)
+        ]
+        found[name] = {
+            "runs": runs,
+            "called_faster": verdicts.count("faster"),
+            "share": verdicts.count("faster") / runs,
+        }
+    return found
+
+
+def study_overhead(
+    spaces: Mapping[str, Landscape] | None, *, trials: int, verify_ms: float, jobs: int, seed: int
+) -> dict[str, Any]:
+    """What the harness adds to the time that the device works: waiting for compilers on the simulated clock, and its own work on
+    the real one, by space; with a strategy that foresees what it asks for, and with one that does not."""
+    found: dict[str, Any] = {}
+    rng = np.random.default_rng(seed)
+    for name, space in (spaces or {"made up": synthetic(rng)}).items():
+        tried = tried_by_a_search(space, trials, rng)
+        found[name] = {
+            word: _overhead(tried, verify_ms, jobs, seed, strategy)
+            for word, strategy in (("foreseen", InOrder), ("unforeseen", _Blind))
+        }
+    return found
+
+
+class _Blind(InOrder):
+    """Does not know what comes."""
+
+    def likely(self, count: int) -> list[Config]:
+        return []
+
+
+def _overhead(tried: Landscape, verify_ms: float, jobs: int, seed: int, strategy: type[InOrder]) -> dict[str, float]:
+    def compiling(config: Config) -> float:
+        return float(tried.compile_s[int(config["config"])])
+
+    began = time.process_time()
+    rng = np.random.default_rng(seed)
+    costs = [float(cost) for cost in tried.times_ms]
+    _, made = simulate(costs, steady(0.005), rng, strategy, compile_s=compiling, verify_ms=verify_ms, jobs=jobs)
+    own_s = time.process_time() - began
+    busy_s = made.device_ms / 1e3
+    waiting_s = made.now_s() - busy_s
+    return {
+        "device_s": busy_s, "waiting_s": waiting_s, "own_s": own_s, "added": (waiting_s + own_s) / busy_s,
+    }  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m harness.studies", description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind, runs in (("selection", 400), ("same", 1000)):
+        one = kinds.add_parser(kind)
+        one.add_argument("--runs", type=int, default=runs)
+        one.add_argument("--noise", type=float, default=0.03, help="relative standard deviation of a sample")
+    overhead = kinds.add_parser("overhead")
+    for name, trials in (("selection", 60), ("overhead", 100)):
+        kinds.choices[name].add_argument("--spaces", type=Path, help="a folder of Kernel Tuner caches")
+        kinds.choices[name].add_argument("--trials", type=int, default=trials)
+    overhead.add_argument("--verify-ms", type=float, default=270.0)
+    overhead.add_argument("--jobs", type=int, default=14)
+    for one in kinds.choices.values():
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--out", type=Path, help="a file for the document, beside stdout")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one study and print its document."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    options = vars(_parser().parse_args(given))
+    kind, out = options.pop("kind"), options.pop("out")
+    if kind == "same":
+        found = study_same(**options)
+    else:
+        folder = options.pop("spaces")
+        study: Callable[..., dict[str, Any]] = study_selection if kind == "selection" else study_overhead
+        found = study(recorded(folder) if folder else None, **options)
+    shown = [word if not word.startswith("/") else Path(word).name for word in given]
+    document = json.dumps({"command": f"python -m harness.studies {' '.join(shown)}", "results": found}, indent=1)
+    sys.stdout.write(document + "\n")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(document + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
