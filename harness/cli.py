@@ -43,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--budget", metavar="N", default="24", help="trials per problem (24) or time per problem (90s, 10m)"
     )
-    tune.add_argument("--strategy", metavar="S", default="tpe", help="tpe, random, exhaustive")
+    tune.add_argument(
+        "--strategy", metavar="S", default="gp", help="gp, forest, lfbo, tpe, genetic, local, random, exhaustive"
+    )
     tune.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same proposals (default: 0)")
     tune.add_argument("--jobs", metavar="N", type=_positive, help="child processes for compiling (default: all cores)")
     tune.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
@@ -126,8 +128,24 @@ def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     fuzz.add_argument("--cases", metavar="N", type=_positive, help="at most so many cases")
     fuzz.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same cases (default: 0)")
 
-    replay = _verb(verbs, "replay", "ask every judge about one counterexample again")
-    replay.add_argument("what", metavar="FILE", help="a corpus file, or the id in its name")
+    replay = _verb(
+        verbs, "replay", "ask every judge about a counterexample again; or judge searches on recorded spaces"
+    )
+    replay.add_argument("what", metavar="FILE", nargs="?", help="a corpus file, or the id in its name")
+    replay.add_argument("--spaces", metavar="DIR", help="judge searches: a folder of recorded spaces")
+    replay.add_argument(
+        "--strategies",
+        metavar="S",
+        default="default",
+        help="default, ours, all (with Kernel Tuner's), or names: gp,tpe",
+    )
+    replay.add_argument(
+        "--budget", metavar="N", type=_positive, default=200, help="trials of each search (default: 200)"
+    )
+    replay.add_argument("--seeds", metavar="N", type=_positive, default=20, help="searches of each (default: 20)")
+    replay.add_argument("--noise", action="store_true", help="tell one of the recorded runs instead of their median")
+    replay.add_argument("--warm", action="store_true", help="let ours know the same kernel's other spaces in DIR")
+    replay.add_argument("--jobs", metavar="N", type=_positive, help="searches at a time (default: all cores)")
 
     mutants = _verb(verbs, "mutants", "measure the suite by planted bugs: who sees which, and how soon")
     mutants.add_argument("kernel", metavar="KERNEL")
@@ -229,6 +247,14 @@ def _dispatch(options: argparse.Namespace) -> int:
 
         return readiness.run_doctor(options)
     commands = _load("commands")
+    if options.verb == "replay" and bool(options.what) == bool(options.spaces):
+        raise UsageError(
+            "`replay` takes a counterexample, or `--spaces DIR` to judge searches"
+            + (", not both" * bool(options.what)),
+            hint="flashtune replay results/corpus/KERNEL/ID.json, or flashtune replay --spaces DIR --strategies ours",
+        )
+    if options.verb == "replay" and options.spaces:
+        return int(_load("replaying").run_searches(options))
     if options.verb in ("fuzz", "replay", "mutants"):
         # Judges need torch, triton and hypothesis, which the other verbs do without.
         commands.require_packages("torch", "triton", "hypothesis")

@@ -21,8 +21,10 @@ from harness.champions import ChampionFile, KillRate
 from harness.crown import Origin, champion_of, toolchain_of
 from harness.device import DeviceFacts, find_target
 from harness.errors import MachineError, UsageError
+from harness.experience import expected_slowdown
 from harness.keeping import save_champions
 from harness.outcome import Mode
+from harness.past import keep_past, past_of
 from harness.portfolio import Portfolio
 from harness.problem import Problem, parse_problem
 from harness.quarantine import Quarantine
@@ -111,7 +113,10 @@ def _task(
     default = space.check(workspace.load_space(options.kernel).default(problem, setting.device))
     name = f"{options.kernel} {problem} {options.strategy} seed={options.seed}"
     study = open_study(name, journal.path.with_suffix(".optuna.log"))
-    strategy = make_strategy(options.strategy, space, default, study=study, seed=options.seed)
+    files = keep_past(journal.path, options.kernel, (runs_folder(options, workspace), workspace.results / "spaces"))
+    past = past_of(files, options.kernel, problem.key, setting.device.name)
+    expected = expected_slowdown(past, space)
+    strategy = make_strategy(options.strategy, space, default, study=study, seed=options.seed, expected=expected)
     return Task(problem=problem, space=space, default=default, strategy=strategy)
 
 

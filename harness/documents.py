@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from harness import champion_documents
+from harness import champion_documents, search_documents
 from harness.champion_documents import ShownDocument
 from harness.champions import KillRate, champion_schema
 from harness.compare import Verdict
@@ -259,6 +259,7 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "show": TypeAdapter(ShowDocument),
     "fuzz": TypeAdapter(FuzzDocument),
     "replay": TypeAdapter(ReplayDocument),
+    "replay-spaces": TypeAdapter(search_documents.SearchesDocument),
     "mutants": TypeAdapter(MutantsDocument),
     "campaign": TypeAdapter(CampaignDocument),
     "readiness": TypeAdapter(Readiness),

@@ -1,9 +1,8 @@
-"""Judging ourselves: what an estimate, a search, a default and a random choice are worth on spaces that were measured.
+"""Judging ourselves: what an estimate, a default and a random choice are worth on spaces that were measured.
 
 Pure functions of recorded spaces and of samples. Refuses to say anything of spaces with too few times to say it of.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.recorded import Recorded
-from harness.search import Strategy
 from harness.stats import Comparison
 
 Floats = NDArray[np.float64]
@@ -63,23 +61,6 @@ def judge_estimate(found: Recorded) -> Judgment | None:
         default_regret=None if default is None else default / best - 1,
         near=float(np.mean(times <= (1 + NEAR) * best)),
     )
-
-
-def replay(found: Recorded, strategy: Strategy, trials: int, *, batch: int) -> tuple[float, float]:
-    """A search of so many trials, `batch` at a time, on a space that was measured in full: how much slower than the best of the
-    space its best config is (infinite if it found none), and the seconds that these trials took when they were measured."""
-    names = tuple(found.header.params)
-    lines = {line.config: line for line in found.lines}
-    best = min((line.time_ms for line in found.measured if line.time_ms is not None), default=math.nan)
-    least, seconds, tried = math.inf, 0.0, 0
-    while tried < trials and (configs := strategy.ask(min(batch, trials - tried))):
-        tried += len(configs)
-        for config in configs:
-            line = lines[tuple(config[name] for name in names)]
-            strategy.tell(config, line.time_ms)
-            least = min(least, math.inf if line.time_ms is None else line.time_ms)
-            seconds += line.seconds
-    return least / best - 1, seconds
 
 
 def rank_correlation(one: Sequence[float] | Floats, other: Sequence[float] | Floats) -> float:

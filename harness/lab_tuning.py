@@ -3,6 +3,7 @@
 A part in flight has a journal of its own, so a cut costs one trial. Refuses to search by itself: `harness.tune` does.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,12 +21,14 @@ from harness.cases import SCHEMA
 from harness.commands import champions_of, keep_champions
 from harness.errors import MachineError, OutOfTimeError
 from harness.estimates import estimate_all
+from harness.landscape import of_recorded
 from harness.outcome import Measured, Record, value_ms
 from harness.problem import Problem, parse_problem
-from harness.search import make_strategy, open_study
+from harness.replay import follow
+from harness.search import DEFAULT_STRATEGY, make_strategy, open_study
 from harness.space import Config, Space
 from harness.store import read_journal
-from harness.tune import BATCH, Budget, Settled, Task, Tried, tune
+from harness.tune import Budget, Settled, Task, Tried, tune
 from harness.workspace import package_version
 
 # Trials of a champion's search; seconds that the next trials take at most, and the choice at the end (its race, its proof, its
@@ -95,7 +98,7 @@ class Tuning:
         path = bench.tuning_path(stem, problem)
         with closing(bench.journal(path, stem, problem)) as journal:
             study = open_study(f"{stem} {problem}")
-            strategy = make_strategy("tpe", space, default, study=study, seed=bench.seed)
+            strategy = make_strategy(DEFAULT_STRATEGY, space, default, study=study, seed=bench.seed)
             runner = Ahead(bench.kernel(stem), problem, (), depth=0, left=bench.left)
             task = Task(problem=problem, space=space, default=default, strategy=strategy)
             budget = Budget(trials=min(TRIALS, len(space.legal)))
@@ -169,11 +172,13 @@ class Tuning:
     def _replayed(self, found: recorded.Recorded, stem: str, problem: Problem, groups: Groups) -> dict[str, Any]:
         """What the search is worth on a space that is known: regrets and seconds of several seeds, in order of the regrets."""
         space, default = self.bench.slice(stem, problem, groups)
+        land = of_recorded(f"{stem} {problem}", self.bench.spaces_path(stem, problem), found)
         replays = []
         for seed in range(_REPLAYS):
             study = open_study(f"replay {seed} of {stem} {problem}")
-            strategy = make_strategy("tpe", space, default, study=study, seed=seed)
-            replays.append(judging.replay(found, strategy, TRIALS, batch=BATCH))
+            strategy = make_strategy(DEFAULT_STRATEGY, space, default, study=study, seed=seed)
+            one = follow(land, strategy, DEFAULT_STRATEGY, budget=TRIALS, seed=seed)
+            replays.append((1 / one.fractions[-1] - 1 if one.fractions[-1] else math.inf, one.seconds[-1]))
         times = [line.time_ms for line in found.measured if line.time_ms is not None]
         return {
             "trials": TRIALS, "regrets": [short(regret) for regret, _ in sorted(replays)],

@@ -13,13 +13,18 @@ import optuna
 
 from harness.errors import BugError, UsageError, did_you_mean
 from harness.space import Config, Space
+from harness.surrogate import forest, gp, lfbo
+from harness.untried import Floats, Untried, positions
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
+# Trials that are asked for together. A constant, not the number of cores: proposals must not depend on the machine.
+BATCH = 4
 STARTUP_TRIALS = 8
-_SHORTLIST = 512
+# Parents of a new config are among so many of the best.
+_PARENTS = 12
 
 
 class Strategy(Protocol):
@@ -32,43 +37,6 @@ class Strategy(Protocol):
     def tell(self, config: Config, value_ms: float | None) -> None:
         """What became of a config: its number in milliseconds, or None if it has none (failed, wrong, pruned)."""
         ...
-
-
-class Untried:
-    """The legal configs that were not proposed yet, by index, beside their coordinates.
-
-    A coordinate is a parameter's position among its values, scaled to 0 .. 1.
-    """
-
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self.is_open = np.ones(len(space.legal), dtype=bool)
-        spans = np.maximum([len(param.values) - 1 for param in space.params], 1)
-        rows = [list(_positions(space, config).values()) for config in space.legal]
-        self.coordinates = np.array(rows, dtype=float).reshape(len(rows), len(space.params)) / spans
-        self._spans = spans
-        self._index = {config: index for index, config in enumerate(space.legal)}
-
-    def close(self, config: Config) -> None:
-        self.is_open[self._index[config]] = False
-
-    def nearest(self, positions: Mapping[str, Any], rng: np.random.Generator) -> int:
-        """The open config nearest to any assignment of positions, legal or not; ties are broken at random."""
-        target = np.array([positions.get(name, 0) for name in self.space.names], dtype=float) / self._spans
-        candidates = np.flatnonzero(self.is_open)
-        distances = np.abs(self.coordinates[candidates] - target).sum(-1)
-        return int(rng.choice(candidates[distances == distances.min()]))
-
-    def farthest(self, rng: np.random.Generator) -> int:
-        """An open config whose nearest tried one is as far as possible, among a random shortlist."""
-        candidates = np.flatnonzero(self.is_open)
-        if len(candidates) > _SHORTLIST:
-            candidates = rng.choice(candidates, _SHORTLIST, replace=False)
-        tried = self.coordinates[~self.is_open]
-        if not len(tried):
-            return int(rng.choice(candidates))
-        distances = np.abs(self.coordinates[candidates][:, None] - tried[None]).sum(-1).min(1)
-        return int(candidates[np.argmax(distances)])
 
 
 Proposer = Callable[[Untried, np.random.Generator, optuna.Study, "FrozenTrial"], int]
@@ -99,26 +67,70 @@ def tpe(untried: Untried, rng: np.random.Generator, study: optuna.Study, trial: 
     return untried.nearest(sampled, rng) if sampled else untried.farthest(rng)
 
 
-STRATEGIES: Mapping[str, Proposer] = {"tpe": tpe, "random": random, "exhaustive": exhaustive}
-DEFAULT_STRATEGY = "tpe"
+def local(untried: Untried, rng: np.random.Generator, study: optuna.Study, trial: "FrozenTrial") -> int:
+    """Greedy search from a start that fills the space: a random neighbour, in one parameter, of the best config that has one."""
+    if np.count_nonzero(~untried.is_open) < 2 * STARTUP_TRIALS:
+        return untried.farthest(rng)
+    open_ = np.flatnonzero(untried.is_open)
+    for index in untried.best():
+        near = open_[(untried.coordinates[open_] != untried.coordinates[index]).sum(-1) == 1]
+        if len(near):
+            return int(rng.choice(near))
+    return int(rng.choice(open_))
+
+
+def genetic(untried: Untried, rng: np.random.Generator, study: optuna.Study, trial: "FrozenTrial") -> int:
+    """A genetic algorithm without generations: a child of two of the best takes each parameter from either, and mutates one
+    on average; the nearest config that is legal and was not tried stands for it."""
+    parents = untried.best()[:_PARENTS]
+    if np.count_nonzero(~untried.is_open) < 2 * STARTUP_TRIALS or len(parents) < 2:
+        return int(rng.choice(np.flatnonzero(untried.is_open)))
+    one, other = untried.coordinates[rng.choice(parents, 2, replace=False)]
+    child = np.where(rng.random(len(one)) < 0.5, one, other)
+    donor = untried.coordinates[rng.integers(len(untried.coordinates))]
+    return untried.closest(np.where(rng.random(len(child)) < 1 / len(child), donor, child), rng)
+
+
+# How to make one: some of them remember.
+STRATEGIES: Mapping[str, Callable[[], Proposer]] = {
+    "gp": gp,
+    "forest": forest,
+    "lfbo": lfbo,
+    "tpe": lambda: tpe,
+    "genetic": lambda: genetic,
+    "local": lambda: local,
+    "random": lambda: random,
+    "exhaustive": lambda: exhaustive,
+}
+DEFAULT_STRATEGY = "gp"
+# Baselines, which learn from nothing.
+UNLEARNED = ("random", "exhaustive")
 
 
 class StudyStrategy:
     """A strategy whose trials live in an optuna study: every ask opens a trial there, every tell closes it.
 
-    `default` is proposed first. The same seed and the same answers give the same proposals.
+    `default`, if there is one, is proposed first. The same seed and the same answers give the same proposals.
     """
 
     def __init__(
-        self, propose: Proposer, space: Space, default: Config, *, study: optuna.Study, rng: np.random.Generator
+        self,
+        propose: Proposer,
+        untried: Untried,
+        default: Config | None,
+        *,
+        study: optuna.Study,
+        rng: np.random.Generator,
     ) -> None:
         self._study = study
-        self._untried = Untried(space)
+        self._propose = propose
+        self._untried = untried
+        space = untried.space
         self._distributions = _distributions(space)
         self._open: dict[Config, int] = {}
         study.sampler = _LegalSampler(propose, self._untried, rng)
-        if space.legal:
-            study.enqueue_trial(_positions(space, space.check(default)))
+        if space.legal and default is not None:
+            study.enqueue_trial(positions(space, space.check(default)))
 
     def ask(self, count: int) -> list[Config]:
         asked: list[Config] = []
@@ -131,7 +143,14 @@ class StudyStrategy:
             asked.append(config)
         return asked
 
+    def likely(self, count: int) -> list[Config]:
+        """Up to `count` configs that may well be asked for next: they can be compiled before. Asking changes nothing."""
+        foresee = getattr(self._propose, "likely", None)
+        found = [] if foresee is None else foresee(self._untried, count)
+        return [self._untried.space.legal[index] for index in found]
+
     def tell(self, config: Config, value_ms: float | None) -> None:
+        self._untried.learn(config, value_ms)
         state = optuna.trial.TrialState.FAIL if value_ms is None else optuna.trial.TrialState.COMPLETE
         self._study.tell(self._open.pop(config), value_ms, state=state)
 
@@ -153,8 +172,10 @@ class _LegalSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         # A queued trial brings its own values; proposing one more would use it up unseen.
         if "fixed_params" in trial.system_attrs:
             return {}
-        chosen = self._propose(self._untried, self._rng, study, trial)
-        return dict(_positions(self._untried.space, self._untried.space.legal[chosen]))
+        chosen = self._untried.first()
+        if chosen is None:
+            chosen = self._propose(self._untried, self._rng, study, trial)
+        return dict(positions(self._untried.space, self._untried.space.legal[chosen]))
 
     def sample_independent(
         self, study: optuna.Study, trial: "FrozenTrial", param_name: str, param_distribution: "BaseDistribution"
@@ -169,9 +190,14 @@ def check_strategy(name: str) -> str:
     return name
 
 
-def make_strategy(name: str, space: Space, default: Config, *, study: optuna.Study, seed: int) -> Strategy:
-    """A strategy by name. Raises `UsageError` for a name that it does not know."""
-    return StudyStrategy(STRATEGIES[check_strategy(name)], space, default, study=study, rng=np.random.default_rng(seed))
+def make_strategy(
+    name: str, space: Space, default: Config | None, *, study: optuna.Study, seed: int, expected: Floats | None = None
+) -> Strategy:
+    """A strategy by name, which proposes `default` first if there is one, then some of those of which most is `expected`, if
+    anything is (`harness.experience.expected_slowdown`). Raises `UsageError` for a name that it does not know."""
+    propose = STRATEGIES[check_strategy(name)]()
+    untried = Untried(space, None if name in UNLEARNED else expected)
+    return StudyStrategy(propose, untried, default, study=study, rng=np.random.default_rng(seed))
 
 
 def open_study(name: str, storage: Path | None = None) -> optuna.Study:
@@ -187,10 +213,6 @@ def open_study(name: str, storage: Path | None = None) -> optuna.Study:
     backend = optuna.storages.journal.JournalFileBackend(str(storage))
     kept = optuna.storages.JournalStorage(backend)
     return optuna.create_study(study_name=name, direction="minimize", storage=kept)
-
-
-def _positions(space: Space, config: Config) -> dict[str, int]:
-    return {param.name: param.values.index(config[param.name]) for param in space.params}
 
 
 def _distributions(space: Space) -> "dict[str, BaseDistribution]":

@@ -134,6 +134,14 @@ class Space:
             if twice:
                 raise UsageError(f"the space has two {kind}s named `{twice.pop()}`")
 
+    @classmethod
+    def listed(cls, params: tuple[Param, ...], rule: Rule, legal: Sequence[Config]) -> "Space":
+        """A space whose legal configs are known, in the order of the parameters' values; `rule` must hold for just these."""
+        size = math.prod(len(param.values) for param in params)
+        removed = {rule.name: size - len(legal)}
+        census = Census(size=size, legal=len(legal), pruned=removed, alone=removed)
+        return cls(params, (rule,), list(legal), [census])
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(param.name for param in self.params)

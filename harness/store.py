@@ -123,10 +123,10 @@ def open_memory_journal(identity: Mapping[str, Any]) -> Journal:
     return Journal(path=Path(os.devnull), identity=dict(identity), records=[], torn=0, _file=file)
 
 
-def read_journal(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """Identity and records of a journal, without locking or changing it. Raises `JournalError`."""
+def read_journal(path: Path, *, size: int | None = None) -> tuple[dict[str, Any], list[Record]]:
+    """Identity and records of a journal, or of its first `size` bytes, without locking or changing it. Raises `JournalError`."""
     try:
-        content = path.read_bytes()
+        content = path.read_bytes()[:size]
     except OSError as error:
         raise JournalError(f"cannot read the journal {path}: {error.strerror}") from error
     identity, records, _ = _parse(path, content)

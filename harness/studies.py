@@ -5,7 +5,6 @@ clock that is made up. Refuses to say anything of a real device: its noise may b
 """
 
 import argparse
-import gzip
 import json
 import math
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.ahead import InOrder
-from harness.errors import UsageError
+from harness.landscape import landscapes
 from harness.outcome import Measured
 from harness.problem import parse_problem
 from harness.simulated import SimulatedDevice, SimulatedRunner, normal
@@ -42,7 +41,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Landscape:
+class Times:
     """True times of a space's configs, in milliseconds of whatever device, and the seconds that each took to compile."""
 
     times_ms: Floats
@@ -76,36 +75,22 @@ def drifting(noise: float) -> Scenario:
     return lambda rng: SimulatedDevice(rng, noise=normal(noise), flush_ms=_FLUSH_MS, drift=slower)
 
 
-def synthetic(rng: np.random.Generator, count: int = 1000) -> Landscape:
+def synthetic(rng: np.random.Generator, count: int = 1000) -> Times:
     """A made-up space: a few factors, each with a best value, and roughness; from crowded at the top to sparse. Compile times are
     as those of the recorded spaces."""
     factors = rng.integers(3, 7)
     steps = rng.integers(0, 5, size=(count, factors))
     weights = np.exp(rng.uniform(np.log(0.005), np.log(0.2))) * rng.lognormal(0, 1.0, size=factors)
     times = np.exp((steps * weights).sum(1) + rng.normal(0, 0.01, count))
-    return Landscape(np.asarray(times, dtype=np.float64), _COMPILE_S * rng.lognormal(0, 0.3, count))
+    return Times(np.asarray(times, dtype=np.float64), _COMPILE_S * rng.lognormal(0, 0.3, count))
 
 
-def recorded(folder: Path) -> dict[str, Landscape]:
-    """All configs that ran, by space, of the Kernel Tuner caches in a folder. Raises `UsageError` if it has none."""
+def recorded(folder: Path) -> dict[str, Times]:
+    """All configs that ran, by space, of the recorded spaces in a folder. Raises `UsageError` if it has none."""
     found = {}
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")]):
-        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
-        try:
-            document = json.loads(text)
-        except ValueError:  # Kernel Tuner leaves the braces of a cache open
-            document = json.loads(text.rstrip().rstrip(",") + "}}")
-        if not isinstance(document, dict) or not isinstance(document.get("cache"), dict):
-            continue
-        ran = [entry for entry in document["cache"].values() if isinstance(entry.get("time"), int | float)]
-        found[path.name.split(".")[0]] = Landscape(
-            np.array([entry["time"] for entry in ran], dtype=np.float64),
-            np.array([entry.get("compile_time", 0.0) / 1e3 for entry in ran], dtype=np.float64),
-        )
-    if not found:
-        raise UsageError(
-            f"no cache of Kernel Tuner is in {folder}", hint="leave `--spaces` out: made-up spaces are used"
-        )
+    for land in landscapes(folder):
+        ran = [one for one in land.recordings.values() if one.time_ms is not None]
+        found[land.name] = Times(np.array([one.time_ms for one in ran]), np.array([one.compile_s for one in ran]))
     return found
 
 
@@ -149,7 +134,7 @@ def _chosen(settled: Settled, costs: Sequence[float], made: SimulatedRunner) -> 
     )
 
 
-def tried_by_a_search(given: Landscape, count: int, rng: np.random.Generator) -> Landscape:
+def tried_by_a_search(given: Times, count: int, rng: np.random.Generator) -> Times:
     """`count` configs as a search would have tried them, the typical one scaled to a millisecond; the first, the default, is one
     of the better half."""
     order = np.argsort(given.times_ms)
@@ -158,11 +143,11 @@ def tried_by_a_search(given: Landscape, count: int, rng: np.random.Generator) ->
     good = rng.choice(order[:near], count // 2, replace=False)
     any_ = rng.choice(order, count, replace=False)
     kept = np.array(list(dict.fromkeys([*default, *good, *any_]))[:count])
-    return Landscape(given.times_ms[kept] * (_TYPICAL_MS / float(np.median(given.times_ms))), given.compile_s[kept])
+    return Times(given.times_ms[kept] * (_TYPICAL_MS / float(np.median(given.times_ms))), given.compile_s[kept])
 
 
 def study_selection(
-    spaces: Mapping[str, Landscape] | None, *, runs: int, trials: int, noise: float, seed: int
+    spaces: Mapping[str, Times] | None, *, runs: int, trials: int, noise: float, seed: int
 ) -> dict[str, Any]:
     """Regret of the selection over many tunes, on recorded spaces or made-up ones, on a steady and a drifting device."""
     found: dict[str, Any] = {}
@@ -209,7 +194,7 @@ def study_same(*, runs: int, noise: float, seed: int) -> dict[str, Any]:
 
 
 def study_overhead(
-    spaces: Mapping[str, Landscape] | None, *, trials: int, verify_ms: float, jobs: int, seed: int
+    spaces: Mapping[str, Times] | None, *, trials: int, verify_ms: float, jobs: int, seed: int
 ) -> dict[str, Any]:
     """What the harness adds to the time that the device works: waiting for compilers on the simulated clock, and its own work on
     the real one, by space; with a strategy that foresees what it asks for, and with one that does not."""
@@ -231,7 +216,7 @@ class _Blind(InOrder):
         return []
 
 
-def _overhead(tried: Landscape, verify_ms: float, jobs: int, seed: int, strategy: type[InOrder]) -> dict[str, float]:
+def _overhead(tried: Times, verify_ms: float, jobs: int, seed: int, strategy: type[InOrder]) -> dict[str, float]:
     def compiling(config: Config) -> float:
         return float(tried.compile_s[int(config["config"])])
 

@@ -14,7 +14,7 @@ import numpy as np
 from harness.outcome import Estimated, Measured, Proof, Pruned, Record, value_ms
 from harness.problem import Problem
 from harness.quarantine import Quarantine
-from harness.search import Strategy
+from harness.search import BATCH, Strategy
 from harness.selection import FINALISTS
 from harness.space import Config, Space
 from harness.stats import Comparison, compare
@@ -22,8 +22,6 @@ from harness.store import Journal
 from harness.trials import Flight, Trials
 from harness.worker import Runner
 
-# Trials that are asked for together. A constant, not the number of cores: proposals must not depend on the machine.
-BATCH = 4
 # Batches that are in flight where a device measures: while one is measured, the next compiles.
 AHEAD = 2
 # Configs that compile although nobody has asked for them, where a strategy says what it is likely to ask for: proposals do not

@@ -132,28 +132,3 @@ def test_ranks_of_equal_values_are_shared() -> None:
     assert judging.rank_correlation([1, 2, 2, 3], [10, 20, 20, 30]) == pytest.approx(1)
     assert judging.rank_correlation([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)
     assert np.isnan(judging.rank_correlation([1, 1, 1], [1, 2, 3]))
-
-
-class Given:
-    """A search that asks for given places."""
-
-    def __init__(self, *places: int) -> None:
-        self.left, self.told = list(places), []
-
-    def ask(self, count: int) -> list[Config]:
-        asked, self.left = self.left[:count], self.left[count:]
-        return [Config({"place": place}) for place in asked]
-
-    def tell(self, config: Config, value_ms: float | None) -> None:
-        self.told.append((config["place"], value_ms))
-
-
-def test_a_replayed_search_hears_what_was_recorded_and_pays_for_its_trials_only() -> None:
-    found = space_of([2.0, None, 1.0, 3.0], [1.0] * 4)
-    search = Given(0, 1, 3, 2)
-    assert judging.replay(found, search, 3, batch=2) == (1.0, 3.0)
-    assert search.told == [(0, 2.0), (1, None), (3, 3.0)]
-    assert judging.replay(found, Given(0, 1, 3, 2), 9, batch=2) == (0.0, 4.0)
-    assert judging.replay(found, Given(1), 9, batch=2) == (float("inf"), 1.0)
-    with pytest.raises(KeyError):
-        judging.replay(found, Given(7), 1, batch=1)

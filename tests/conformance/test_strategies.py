@@ -3,11 +3,12 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
 from harness.errors import UsageError
-from harness.search import STRATEGIES, make_strategy, open_study
+from harness.search import STRATEGIES, UNLEARNED, make_strategy, open_study
 from harness.space import Config, Param, Rule, Space
 
 SPACE = Space(
@@ -65,12 +66,49 @@ def test_lives_with_candidates_that_fail(name: str) -> None:
     assert len(set(search(name, 40, seed=2, fails=lambda config: config["load"] == "pointer"))) == 40
 
 
-@pytest.mark.parametrize("name", ["tpe"])
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - set(UNLEARNED)))
 def test_beats_random_on_a_smooth_cost(name: str) -> None:
     def mean_best(strategy: str) -> float:
         return sum(min(map(cost, search(strategy, 24, seed=seed))) for seed in range(8)) / 8
 
     assert mean_best(name) < mean_best("random")
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - set(UNLEARNED)))
+def test_what_is_expected_comes_first_and_is_not_believed(name: str) -> None:
+    # One part of the past is right, one says the opposite, louder: all together are wrong.
+    right = [math.log(cost(config)) for config in SPACE.legal]
+    expected = np.array([right, [-2 * one for one in right]])
+    study = open_study("test")
+    strategy = make_strategy(name, SPACE, None, study=study, seed=0, expected=expected)
+    asked = strategy.ask(4)
+    costs = sorted(map(cost, SPACE.legal))
+    assert [cost(config) for config in asked] == [costs[-1], costs[0], *sorted(costs[-3:-1], reverse=True)]
+    for config in asked:
+        strategy.tell(config, None)
+    later = [config for _ in range(6) for config in strategy.ask(4)]
+    assert len(set(later) | set(asked)) == 28
+
+
+@pytest.mark.parametrize("name", ["gp", "forest", "lfbo"])
+def test_what_is_likely_is_open_and_changes_nothing(name: str) -> None:
+    asked = {}
+    for looks in (False, True):
+        strategy = make_strategy(name, SPACE, DEFAULT, study=open_study("test"), seed=4)
+        tried: list[Config] = []
+        hits = 0
+        while len(tried) < 40:
+            likely = strategy.likely(8) if looks else []
+            batch = strategy.ask(4)
+            assert not set(likely) & set(tried)
+            assert len(set(likely)) == len(likely) <= 8
+            hits += len(set(likely) & set(batch))
+            tried += batch
+            for config in batch:
+                strategy.tell(config, cost(config))
+        asked[looks] = tried
+    assert asked[True] == asked[False]
+    assert hits >= 4
 
 
 def test_the_study_holds_every_trial(tmp_path: Path) -> None:

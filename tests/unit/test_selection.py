@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from harness import studies
+from harness.errors import UsageError
 from harness.outcome import Samples
 from harness.selection import LOOKS, SLACK, Course, relative
 from harness.space import Config
@@ -121,13 +122,16 @@ def test_the_long_a_a_study_in_the_repository_meets_its_target():
 
 
 def test_recorded_spaces_are_read_whether_or_not_their_file_was_closed(tmp_path):
-    cache = {"1": {"time": 2.0, "compile_time": 500.0}, "2": {"time": "InvalidConfig"}, "3": {"time": 1.0}}
-    text = json.dumps({"cache": cache})
+    cache = {
+        "1": {"tile": 1, "time": 2.0, "compile_time": 500.0}, "2": {"tile": 2, "time": "InvalidConfig"},
+        "3": {"tile": 3, "time": 1.0},
+    }  # fmt: skip
+    text = json.dumps({"tune_params_keys": ["tile"], "cache": cache})
     (tmp_path / "closed.json").write_text(text)
     (tmp_path / "open.json").write_text(text[:-2] + ",")
     found = studies.recorded(tmp_path)
     assert list(found["closed"].times_ms) == list(found["open"].times_ms) == [2.0, 1.0]
     assert list(found["open"].compile_s) == [0.5, 0.0]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(studies.UsageError, match="no cache of Kernel Tuner"):
+    with pytest.raises(UsageError, match="holds no recorded space"):
         studies.recorded(tmp_path / "empty")
