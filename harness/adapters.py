@@ -131,8 +131,8 @@ class Support:
 
     def lacks(self, problem: Problem) -> str | None:
         """What `problem` needs and is not supported, in words."""
-        if problem.variants:
-            return f"no signature has a word for {', '.join(problem.variants)}"
+        if problem.beyond:
+            return f"no signature has a word for {', '.join(problem.beyond)}"
         for name, ability in ABILITIES.items():
             if name not in self.abilities and ability.needs(problem):
                 return f"does not support `{name}`: {ability.why}"

@@ -124,8 +124,8 @@ def _library(rival: str, problem: Problem, tensors: Mapping[str, Tensor]) -> Cal
 
 
 def _cannot_say(problem: Problem) -> str:
-    if problem.variants:
-        return ", ".join(problem.variants)
+    if problem.beyond:
+        return ", ".join(problem.beyond)
     if problem.window_left is not None or problem.window_right is not None:
         return "windows"
     return "another alignment" if problem.causal and problem.q_len != problem.kv_len else ""

@@ -15,11 +15,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from harness import inputs, oracle, paging
+from harness import inputs, oracle, paging, scales
 from harness.errors import UsageError
 from harness.foreign import Foreign
 from harness.inputs import Placement
-from harness.operation import operation_for, shapes
+from harness.notation import EIGHT_BITS
+from harness.operation import operation_for, permitting, shapes
 from harness.problem import LAYOUTS, Dtype, Pass, Problem, parse_problem
 from harness.space import Config
 from harness.subject import Kernel, KernelSubject, described, least_keys, most_splits
@@ -192,9 +193,8 @@ def foreign_strategy(
 ) -> st.SearchStrategy[Case]:
     """Cases for an implementation that is not a kernel file."""
     configs = {dtype: [Config({})] for dtype in dtypes}
-    return st.one_of(
-        *(_cases(foreign.target, configs, foreign, problem_strategies(pass_, ()), shape) for pass_ in passes)
-    )
+    problems = [problem_strategies(pass_, ()) for pass_ in passes]
+    return st.one_of([_cases(foreign.target, configs, foreign, each, shape) for each in problems])
 
 
 Problems = Callable[[Dtype, Sequence[int]], st.SearchStrategy[Problem]]
@@ -248,7 +248,7 @@ _VARIANTS: Mapping[str, Callable[[Sequence[int]], st.SearchStrategy[Any]]] = {
     "mask": lambda sides: st.sampled_from(_SOME),
     "packed": lambda sides: st.sampled_from((3, 1, 2, 5)),
     "paged": lambda sides: st.sampled_from((16, 3, 1, 32, 5, 64, *sides)),
-    "lse_grad": lambda sides: st.just(value=True),
+    **dict.fromkeys(("lse_grad", "nondeterministic"), lambda sides: st.just(value=True)),
 }
 
 
@@ -259,7 +259,6 @@ _MOST_STEPS = 24
 _FOREIGN_SIDES = (16, 32, 64, 128)
 _RECIPES = sorted(inputs.RECIPES, key=lambda name: name != "normal")
 # Batches, key/value heads, query heads to each of them.
-_DTYPES: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
 _HEADS = (
     (1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (1, 2, 2), (1, 1, 3), (2, 2, 1), (1, 3, 1), (3, 1, 1), (2, 1, 2), (1, 2, 3),
     (2, 2, 2), (1, 1, 4), (1, 1, 5), (1, 1, 8), (1, 3, 2), (3, 3, 1), (2, 3, 2), (1, 2, 4), (1, 1, 3), (1, 1, 3),
@@ -275,19 +274,20 @@ def _cases(
     problems: Problems,
     shape: Shape,
 ) -> Case:
-    dtype = draw(st.sampled_from([name for name in _DTYPES if name in configs]))
+    eight = [name for name in EIGHT_BITS if name in configs]
+    plain = [name for name in ("fp16", "bf16", "fp32") if name in configs]
+    dtype: Dtype = draw(st.sampled_from(plain * (2 if eight else 1) + eight))
     config = draw(st.sampled_from(configs[dtype]))
-    problem = shape(draw(problems(dtype, _sides(config))))
+    problem = permitting(shape(draw(problems(dtype, _sides(config)))), config)
     if described(config, ("k",)):
-        problem = paging.describable(problem, config)
+        problem = paging.describable(scales.describable(problem), config)
     operation = operation_for(problem)
     # Descriptors need aligned rows of stride 1, so what a config asks them for lies as the layout says.
     bound = (*described(config, operation.tensors), *inputs.LINED)
     free = tuple(name for name in operation.tensors if name not in bound)
     drawn = tuple(name for name in operation.inputs if name not in ("out", "lse", *inputs.FIXED))
-    alone = paging.POOLS if problem.paged is not None else ()  # pages are never all the same
     ranks = {name: len(shape) for name, (shape, _) in shapes(problem).items()}
-    shared = {*drawn} - {*alone}
+    shared = {*drawn} - {*(paging.POOLS if problem.paged is not None else ())}  # pages are never all the same
     lies = {name: lie for name in free if (lie := draw(_lies(name, ranks[name], shared=name in shared))) is not None}
     patch = st.builds(
         Patch, tensor=st.sampled_from(drawn), position=st.integers(0, 4096), value=st.sampled_from(_PATCH_VALUES)

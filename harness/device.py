@@ -17,10 +17,10 @@ class DeviceFacts:
 
     `shared_bytes_per_block` is the most that one block may ask for (opt-in limit), `shared_bytes_per_sm` what a
     multiprocessor has for all its blocks. `matrix_tflops` is the dense matrix rate by dtype, in 1e12 operations a
-    second (fp32 means what the kernels use for fp32 inputs: plain FMA units). `special_per_clock` is the number of exp2
-    results a multiprocessor gives in a clock, `fma_per_clock` of fp32 FMA lanes. `clock_mhz` is the clock at which the
-    matrix rate was published. `l2_bytes` is what one die can reach of its own (an XCD on AMD). Bytes are bytes, rates
-    are per device.
+    second (fp8 means both of its types, and is left out where there are none; fp32 means what the kernels use for
+    fp32 inputs: plain FMA units). `special_per_clock` is the number of exp2 results a multiprocessor gives in a clock,
+    `fma_per_clock` of fp32 FMA lanes. `clock_mhz` is the clock at which the matrix rate was published. `l2_bytes` is what
+    one die can reach of its own (an XCD on AMD). Bytes are bytes, rates are per device.
     """
 
     name: str
@@ -45,6 +45,10 @@ class DeviceFacts:
     def vendor(self) -> str:
         """`cuda` or `hip`, as Triton names its backends."""
         return "cuda" if self.arch.startswith("sm_") else "hip"
+
+    def multiplies(self, dtype: str) -> bool:
+        """Whether its matrix units take a type as the kernels are given it. The types of 8 bits of gfx942 have other numbers."""
+        return not dtype.startswith("fp8") or "fp8" in self.matrix_tflops
 
     @property
     def compute_capability(self) -> int:
@@ -72,25 +76,25 @@ _MODELS: Mapping[str, DeviceFacts] = {
         _nvidia(
             name="h100", arch="sm_90", multiprocessors=132, clock_mhz=1830, memory_gb_per_s=3350, l2_bytes=50 << 20,
             shared_bytes_per_block=227 << 10, shared_bytes_per_sm=228 << 10,
-            matrix_tflops={"fp16": 989.4, "bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
+            matrix_tflops={"fp8": 1978.9, "fp16": 989.4, "bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
             source="NVIDIA H100 SXM5 datasheet and GH100 whitepaper (1830 MHz is the clock of its matrix rates)",
         ),
         _nvidia(
             name="h200", arch="sm_90", multiprocessors=132, clock_mhz=1830, memory_gb_per_s=4800, l2_bytes=50 << 20,
             shared_bytes_per_block=227 << 10, shared_bytes_per_sm=228 << 10,
-            matrix_tflops={"fp16": 989.4, "bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
+            matrix_tflops={"fp8": 1978.9, "fp16": 989.4, "bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
             source="NVIDIA H200 SXM datasheet and GH100 whitepaper",
         ),
         _nvidia(
             name="b200", arch="sm_100", multiprocessors=148, clock_mhz=1850, memory_gb_per_s=8000, l2_bytes=126 << 20,
             shared_bytes_per_block=227 << 10, shared_bytes_per_sm=228 << 10,
-            matrix_tflops={"fp16": 2250, "bf16": 2250, "tf32": 1125, "fp32": 75},
+            matrix_tflops={"fp8": 4500, "fp16": 2250, "bf16": 2250, "tf32": 1125, "fp32": 75},
             source="NVIDIA HGX B200 datasheet (1000 W) and Blackwell tuning guide",
         ),
         _nvidia(
             name="rtx4090", arch="sm_89", multiprocessors=128, clock_mhz=2520, memory_gb_per_s=1008, l2_bytes=72 << 20,
             shared_bytes_per_block=99 << 10, shared_bytes_per_sm=100 << 10, warps_per_sm=48, blocks_per_sm=24,
-            matrix_tflops={"fp16": 165.2, "bf16": 165.2, "tf32": 82.6, "fp32": 82.6},
+            matrix_tflops={"fp8": 330.3, "fp16": 165.2, "bf16": 165.2, "tf32": 82.6, "fp32": 82.6},
             source="NVIDIA Ada GPU architecture whitepaper (fp32 accumulation)",
         ),
         DeviceFacts(

@@ -336,7 +336,7 @@ def _matrix_clocks(instructions: float, flops: float, problem: Problem, device: 
     """Clocks of the matrix units of one multiprocessor, at the rate that is sustained."""
     if not instructions or not flops:
         return 0.0
-    kind = "tf32" if problem.dtype == "fp32" else problem.dtype
+    kind = "tf32" if problem.dtype == "fp32" else "fp8" if problem.eight_bits else problem.dtype
     peak = device.matrix_tflops[kind] * 1e6 / (device.multiprocessors * device.clock_mhz)
     rate = peak * MATRIX_SUSTAINED.get(device.arch, MATRIX_SUSTAINED_ELSEWHERE)
     if device.compute_capability != 90:

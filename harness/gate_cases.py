@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness import inputs
 from harness.inputs import Placement
-from harness.operation import operation_for
+from harness.operation import SCALES, operation_for
 from harness.problem import Problem
 from harness.space import Value
 from harness.subject import described, lag_of, most_splits
@@ -26,8 +26,8 @@ Lies = Literal["plain", "unit", "any"]
 _DEPTH = 112.0
 # How far ordinary scores may lie above their mean.
 _DEVIATIONS = 6.0
-# The largest power of two that fp16 holds.
-_LARGEST = 2.0**15
+# The largest power of two that fp16 holds, and that types of 8 bits do.
+_LARGEST, _LARGEST_OF_EIGHT_BITS = 2.0**15, 2.0**8
 
 # By tensor, the order of its axes (slowest first), and how many elements lie behind its fastest axis, which sets its strides
 # apart from others'. Rows are never the fastest, so that what runs over the last one meets guards; keys and values have
@@ -54,6 +54,7 @@ _ODD: Mapping[str, tuple[tuple[int, ...], int]] = {
     "kv_documents": ((1, 0), 1),
     "q_starts": ((0,), 0),
     "kv_starts": ((0,), 0),
+    **dict.fromkeys(SCALES, ((1, 0), 3)),
     "block_table": ((1, 0), 3),
     "kv_lengths": ((0,), 0),
 }
@@ -187,9 +188,13 @@ def _short(problem: Problem, blocks: Blocks) -> Problem:
 def _sunk(problem: Problem, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """One feature, constant in Q and in K, moves all scores down by the same number, so that none is above -`_DEPTH`."""
     scale = problem.softmax_scale
+    for name in SCALES:
+        if name in values:
+            values[name].fill_(1.0)
     if scale:
         depth = _DEPTH + _DEVIATIONS * abs(scale) * math.sqrt(problem.head_dim)
-        root = min(2.0 ** math.ceil(math.log2(depth / abs(scale)) / 2), _LARGEST)
+        largest = _LARGEST_OF_EIGHT_BITS if problem.eight_bits else _LARGEST
+        root = min(2.0 ** math.ceil(math.log2(depth / abs(scale)) / 2), largest)
         values["q"][..., 0] = math.copysign(root, scale)
         values["k"][..., 0] = -root
     return values

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from harness import paging
 from harness.errors import UsageError, did_you_mean
-from harness.operation import ADDED_INPUTS, operation_for, shapes
+from harness.operation import ADDED_INPUTS, SCALES, operation_for, shapes
 from harness.problem import Layout, Problem
 
 DTYPES: Mapping[str, torch.dtype] = {
     "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "int32": torch.int32, "bool": torch.bool,
+    "fp8e4m3": torch.float8_e4m3fn, "fp8e5m2": torch.float8_e5m2,
 }  # fmt: skip
 
 _BITS: Mapping[torch.dtype, torch.dtype] = {
@@ -29,12 +30,14 @@ _BITS: Mapping[torch.dtype, torch.dtype] = {
     torch.float64: torch.int64,
     torch.int32: torch.int32,
     torch.bool: torch.uint8,
+    torch.float8_e4m3fn: torch.uint8,
+    torch.float8_e5m2: torch.uint8,
 }
 # Quiet NaNs with payloads: around a tensor, and inside an output that was not written yet. Around integers and truth values,
 # which have no NaN: a large number, and true.
 _GUARD: Mapping[torch.dtype, int] = {
     torch.float16: 0x7E5A, torch.bfloat16: 0x7FDA, torch.float32: 0x7FC05A5A, torch.float64: 0x7FF85A5A5A5A5A5A,
-    torch.int32: 0x5A5A5A5A, torch.bool: 1,
+    torch.int32: 0x5A5A5A5A, torch.bool: 1, torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7E,
 }  # fmt: skip
 _UNWRITTEN: Mapping[torch.dtype, int] = {
     torch.float16: 0x7E33, torch.bfloat16: 0x7FE3, torch.float32: 0x7FC03333, torch.float64: 0x7FF8333333333333,
@@ -266,16 +269,19 @@ RECIPES: Mapping[str, Recipe] = {
 # The position of a name seeds its stream: append only.
 _STREAMS = (
     "q", "k", "v", "dout", "slopes", "bias", "sinks", "prefix", "q_documents", "kv_documents", "mask", "dlse", "q_starts",
-    "kv_starts", "block_table", "kv_lengths",
+    "kv_starts", "block_table", "kv_lengths", *SCALES,
 )  # fmt: skip
 # What lies one behind the other, as a kernel may expect.
 LINED = ("q_starts", "kv_starts")
-# What must not be changed at will: starts of sequences rise from 0 to a length, tables name pages for every row.
-FIXED = (*LINED, "block_table", "kv_lengths")
+# What must not be changed at will: starts of sequences rise from 0 to a length, tables name pages for every row, scales are not
+# negative.
+FIXED = (*LINED, "block_table", "kv_lengths", *SCALES)
 
 # Lengths of documents, and shares of a mask that are visible: from next to nothing to all.
 _DOCUMENTS = (3, 17, 70)
 _VISIBLE = (0.05, 0.5, 0.9, 1.0)
+# Share of scales that are 0.
+_NOTHING = 0.03
 
 
 def _drawn_masks(problem: Problem, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
@@ -309,7 +315,15 @@ def _drawn_masks(problem: Problem, name: str, shape: tuple[int, ...], generator:
 def _drawn_terms(
     problem: Problem, name: str, shape: tuple[int, ...], recipe: Recipe, generator: np.random.Generator
 ) -> np.ndarray:
-    """Slopes, biases and sinks; in a recipe whose scores are all equal, none that changes them."""
+    """Slopes, biases, sinks and scales; in a recipe whose scores are all equal, none that changes them.
+
+    Scales are powers of two in recipes whose products are exact, and only there; else 0 now and then, as that of a tensor of
+    nothing but 0.
+    """
+    if name in SCALES:
+        if recipe.structured:
+            return np.asarray(np.exp2(generator.integers(-1, 2, shape)))
+        return np.where(generator.random(shape) < _NOTHING, 0.0, np.exp2(1.5 * generator.random(shape) - 1))
     if recipe.name == "counting":
         return np.full(shape, -np.inf if name == "sinks" else 0.0)
     values = generator.standard_normal(shape)
@@ -353,7 +367,7 @@ def _draw(problem: Problem, names: Sequence[str], seed: int, chosen: Recipe) -> 
         if dtype in ("int32", "bool"):
             drawn[name] = torch.from_numpy(np.array(_drawn_masks(problem, name, shape, generator))).to(DTYPES[dtype])
             continue
-        if name in ("slopes", "bias", "sinks"):
+        if name in ("slopes", "bias", "sinks", *SCALES):
             values = _drawn_terms(problem, name, shape, chosen, generator)
         else:
             values = chosen.draw(problem, name, shape, generator)

@@ -58,7 +58,7 @@ class Property:
         """None if the property can be tested on `problem`, else the reason why not."""
         if problem.pass_ not in self.passes:
             return f"is about the {' and '.join(self.passes)} pass"
-        if problem.variants and not self.free:
+        if problem.beyond and not self.free:
             return "is about attention inside a band"
         return self.excludes(problem, contract)
 

@@ -48,6 +48,9 @@ def loop_forward(problem: Problem, lists: Lists) -> dict[str, Any]:
     lse: list[Any] = [[[] for _ in range(problem.q_heads)] for _ in range(problem.batch)]
     for row in _rows(problem, lists):
         values = _column(problem, lists, "v", row.batch, row.head)
+        if problem.eight_bits:
+            held = [_scale(problem, lists, "v", row.batch, row.head, j) for j in range(len(values))]
+            values = [[scale * x for x in value] for scale, value in zip(held, values, strict=True)]
         out[row.batch][row.head].append([row.out(values, d) for d in range(problem.v_head_dim)])
         lse[row.batch][row.head].append(row.lse)
     return {"out": out, "lse": lse}
@@ -107,7 +110,10 @@ def _row(problem: Problem, lists: Lists, b: int, h: int, i: int) -> _Row:
     scores: dict[int, tuple[float, float]] = {}
     for j in range(problem.kv_len):
         if _visible(problem, lists, b, h, i, j):
-            scores[j] = _score(problem, lists, (b, h, i, j), problem.softmax_scale * _dot(lists["q"][b][h][i], keys[j]))
+            scale = problem.softmax_scale
+            if problem.eight_bits:
+                scale *= _scale(problem, lists, "q", b, h, i) * _scale(problem, lists, "k", b, h, j)
+            scores[j] = _score(problem, lists, (b, h, i, j), scale * _dot(lists["q"][b][h][i], keys[j]))
     sinks = [lists["sinks"][h]] if problem.sinks else []
     highest = max([score for score, _ in scores.values()] + sinks, default=-math.inf)
     if highest == -math.inf:
@@ -178,6 +184,15 @@ def _column(problem: Problem, lists: Lists, name: str, b: int, h: int) -> list[l
         return whole
     table, size = lists["block_table"][b], problem.paged
     return [lists[name][int(table[j // size])][g][j % size] for j in range(int(lists["kv_lengths"][b]))]
+
+
+def _scale(problem: Problem, lists: Lists, name: str, b: int, h: int, row: int) -> float:
+    """What a row of q, k or v is multiplied with, for query head h."""
+    entry = b
+    if problem.packed is not None:
+        starts = lists["q_starts" if name == "q" else "kv_starts"]
+        entry = next(s for s in range(problem.packed) if starts[s] <= row < starts[s + 1])
+    return float(lists[f"{name}_descale"][entry][_kv_head(problem, h)])
 
 
 def _kept(problem: Problem, b: int, h: int, i: int, j: int) -> float:

@@ -195,7 +195,8 @@ def _repeat(trial: Trial) -> None:
     structured = not trial.contract.reproducible
     if structured:
         # Without codes the numbers do not depend on the scale.
-        probes = [class_probe(trial, bits=0, dyadic=True) for _ in range(2)]
+        bare = Trial(trial.subject, problem.bare, trial.rng)
+        probes = [class_probe(bare, bits=0, dyadic=True) for _ in range(2)]
         problem = probes[0].problem
         earlier, later = (probe.values for probe in probes)
     else:

@@ -78,8 +78,8 @@ _VALUE = ConfigDict(extra="forbid")
 class Mutant:
     """A planted bug of the kernel file `kernel`: in `file`, `anchor` becomes `replacement`, all `count` times that it occurs.
 
-    `class_` is one of `CLASSES`; `passes` are those whose results the text can change; `needs` says what a problem or a run
-    must have to be affected; `variants` are fields of a problem, of which it must have one; `equivalent` argues that nothing is.
+    `class_` is one of `CLASSES`; `passes` are those whose results the text can change; `needs` says what a problem or a run must
+    have to be affected; `variants` are in `Problem.variants` or `.beyond`, one of which it has; `equivalent` argues: nothing is.
     """
 
     name: str
@@ -325,7 +325,7 @@ def _measure_one(children: "_Children", mutant: Mutant, package: str, asked: Ask
 
 def affects(mutant: Mutant, case: Case) -> bool:
     """Whether a case can carry out the text that a mutant changes."""
-    return not mutant.variants or any(name in case.asked.variants for name in mutant.variants)
+    return not mutant.variants or not {*case.asked.beyond, *case.asked.variants}.isdisjoint(mutant.variants)
 
 
 class _Children:

@@ -15,7 +15,7 @@ from harness.errors import UsageError, did_you_mean
 from harness.mutate import SUITE, Mutant, MutantResult
 from harness.operation import supported
 from harness.problem import Pass
-from harness.proving import DTYPES, FOUND, fuzz_configs, versions
+from harness.proving import FOUND, every_config, fuzz_configs, versions
 from harness.space import Config
 from harness.workspace import Workspace, find_workspace
 
@@ -83,7 +83,8 @@ def _chosen(mutants: Sequence[Mutant], only: Sequence[str] | None) -> tuple[Muta
 
 
 def _suite_cases(workspace: Workspace, kernel: str, pass_: Pass, count: int, seed: int) -> tuple[Case, ...]:
-    configs = {dtype: [Config(values) for values in fuzz_configs(workspace, kernel, pass_, dtype)] for dtype in DTYPES}
+    found = every_config(workspace, kernel, pass_)
+    configs = {dtype: [Config(values) for values in several] for dtype, several in found.items()}
     variants = supported(workspace.kernel_parameters(kernel), pass_)
     return suite.fixed_cases(case_strategy(kernel, pass_, configs, variants=variants), count, seed)
 

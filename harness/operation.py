@@ -6,9 +6,10 @@ Refuses to run anything and to import a kernel.
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from harness.problem import PAIR_AXES, Pass, Problem
+from harness.notation import EIGHT_BITS
+from harness.problem import PAIR_AXES, Dtype, Pass, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,15 @@ _ADDED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "packed": (("q_starts", "kv_starts"), ()),
     "paged": (("block_table", "kv_lengths"), ()),
 }
+# What inputs of 8 bits are multiplied with.
+SCALES = ("q_descale", "k_descale", "v_descale")
 # Inputs of both passes beside q, k and v.
-ADDED_INPUTS = tuple(name for inputs, _ in _ADDED.values() for name in inputs)
+ADDED_INPUTS = (*(name for inputs, _ in _ADDED.values() for name in inputs), *SCALES)
 
 # What `launches` is told of the problem beside its tensors; its other keyword-only parameters are tunables. All problems
 # have the first ones.
 _ALWAYS = ("scale", "window_left", "window_right", "top_left")
-PROBLEM_KEYWORDS = (*_ALWAYS, "softcap", "chunk", "dropout", "dropout_seed")
+PROBLEM_KEYWORDS = (*_ALWAYS, "softcap", "chunk", "dropout", "dropout_seed", "nondeterministic")
 # Keywords of `launches` that are for callers: no part of a problem, and no tunables.
 CALLER_KEYWORDS = ("functions", "multiprocessors")
 
@@ -56,6 +59,7 @@ def operation_for(problem: Problem) -> Operation:
     """The pass of the problem, with the tensors that it adds to plain attention."""
     plain = FORWARD if problem.pass_ == "fwd" else BACKWARD
     added = [_ADDED[name] for name in problem.variants if name in _ADDED]
+    added += [(SCALES, ())] if problem.eight_bits else []
     if not added and not problem.lse_grad:
         return plain
     inputs = tuple(name for names, _ in added for name in names) + (("dlse",) if problem.lse_grad else ())
@@ -66,9 +70,9 @@ def operation_for(problem: Problem) -> Operation:
 def shapes(problem: Problem) -> dict[str, tuple[tuple[int, ...], str]]:
     """{name: (shape, dtype name)} of all tensors of the problem's operation, in its order.
 
-    lse and what belongs to it, slopes and sinks are fp32, masks "bool", prefixes, documents, starts, lengths and tables "int32",
-    the rest as the problem says. Paged keys and values are (pages, kv_heads, rows of a page, head dim), one page more than the
-    table could name.
+    lse and what belongs to it, slopes, sinks and scales are fp32, masks "bool", prefixes, documents, starts, lengths and tables
+    "int32", out and bias bf16 where q, k and v have 8 bits, the rest as the problem says. Paged keys and values are (pages,
+    kv_heads, rows of a page, head dim), one page more than the table could name.
     """
     queries, keys = (problem.batch, problem.q_heads, problem.q_len), (problem.batch, problem.kv_heads, problem.kv_len)
     pages = -(-problem.kv_len // (problem.paged or 1))
@@ -85,12 +89,14 @@ def shapes(problem: Problem) -> dict[str, tuple[tuple[int, ...], str]]:
         "kv_documents": (problem.batch, problem.kv_len), "q_starts": ((problem.packed or 0) + 1,),
         "kv_starts": ((problem.packed or 0) + 1,), "mask": pair_shape(problem, problem.mask),
         "block_table": (problem.batch, pages), "kv_lengths": (problem.batch,),
+        **dict.fromkeys(SCALES, (problem.packed or problem.batch, problem.kv_heads)),
     }  # fmt: skip
-    return {name: (every[name], _STORED.get(name, problem.dtype)) for name in operation_for(problem).tensors}
+    stored = {**dict.fromkeys(("out", "bias"), "bf16"), **_STORED} if problem.eight_bits else _STORED
+    return {name: (every[name], stored.get(name, problem.dtype)) for name in operation_for(problem).tensors}
 
 
 _STORED: Mapping[str, str] = {
-    **dict.fromkeys(("lse", "dlse", "slopes", "sinks", "dsinks"), "fp32"),
+    **dict.fromkeys(("lse", "dlse", "slopes", "sinks", "dsinks", *SCALES), "fp32"),
     **dict.fromkeys(
         ("prefix", "q_documents", "kv_documents", "q_starts", "kv_starts", "block_table", "kv_lengths"), "int32"
     ),
@@ -116,7 +122,8 @@ def lacks(launches: Callable[..., Any], problem: Problem) -> str | None:
 
 def problem_keywords(problem: Problem) -> Mapping[str, Any]:
     """Those of `PROBLEM_KEYWORDS` that this problem has, with their values; causal is a right window of 0."""
-    added: dict[str, Any] = {name: getattr(problem, name) for name in ("softcap", "chunk") if name in problem.variants}
+    numbers = ("softcap", "chunk", "nondeterministic")
+    added: dict[str, Any] = {name: getattr(problem, name) for name in numbers if name in problem.variants}
     if problem.dropout:
         added |= {"dropout": problem.dropout, "dropout_seed": DROPOUT_SEED}
     return added | {
@@ -137,8 +144,18 @@ def supported(parameters: Collection[str], pass_: Pass) -> tuple[str, ...]:
     """Which fields of a problem beyond plain attention a kernel takes, whose `launches` has these parameters."""
     needed: dict[str, tuple[str, ...]] = dict(_KEYWORDS)
     needed |= {name: names + gradients * (pass_ == "bwd") for name, (names, gradients) in _ADDED.items()}
-    needed |= {"lse_grad": ("dlse",)} if pass_ == "bwd" else {}
+    needed |= {"lse_grad": ("dlse",), "nondeterministic": ("nondeterministic",)} if pass_ == "bwd" else {}
     return tuple(name for name, wanted in needed.items() if set(wanted) <= set(parameters))
+
+
+def dtypes_of(parameters: Collection[str]) -> tuple[Dtype, ...]:
+    """The types of q, k and v that a kernel may take, whose `launches` has these parameters."""
+    return tuple(name for name in get_args(Dtype) if name not in EIGHT_BITS or set(SCALES) <= set(parameters))
+
+
+def permitting(problem: Problem, config: Mapping[str, Any]) -> Problem:
+    """The problem, and the permission that a config needs: atomic additions come in another order in every run."""
+    return problem.replace(nondeterministic=True) if config.get("structure") == "atomic" else problem
 
 
 def tunables(launches: Callable[..., Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import paging
+from harness import paging, scales
 from harness.operation import DROPOUT_SEED, shapes
 from harness.problem import Problem
 
@@ -171,7 +171,7 @@ def pairs(problem: Problem, tensor: Tensor, heads: slice, queries: slice) -> Ten
 def rows(problem: Problem, tensors: Mapping[str, Tensor], *, limit: int = _BLOCK_ELEMENTS) -> Iterator[Rows]:
     """Walk over all softmax rows of `problem`, at most `limit` scores (or one row) at a time. Needs q, k, v, and what the
     problem adds to them."""
-    tensors = paging.dense(problem, tensors)
+    tensors = scales.multiplied(problem, paging.dense(problem, tensors))
     flat = {name: tensors[name].flatten(0, 1) for name in ("q", "k", "v")}
     head = torch.arange(problem.batch * problem.q_heads, device=tensors["q"].device)
     kv = head // problem.q_heads * problem.kv_heads + head % problem.q_heads // problem.group
@@ -267,7 +267,8 @@ def add_heads(problem: Problem, total: Tensor, block: Rows, part: Tensor) -> Non
 
 def empty_results(problem: Problem, names: tuple[str, ...], *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Zero fp64 tensors in the shapes of the outputs in `names`."""
-    known = shapes(problem if problem.paged is not None else problem.replace(pass_="bwd"))
+    forward_only = problem.paged is not None or problem.eight_bits
+    known = shapes(problem if forward_only else problem.replace(pass_="bwd"))
     return {name: torch.zeros(known[name][0], dtype=torch.float64, device=device) for name in names}
 
 

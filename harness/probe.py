@@ -298,6 +298,8 @@ def _generic_device(gpu: Gpu) -> DeviceFacts:
     clock = gpu.clock_max_mhz or rates.clock_mhz
     shared = gpu.shared_bytes_per_block or 48 << 10
     half = gpu.multiprocessors * rates.matrix_operations * clock / 1e6
+    # Numbers of 8 bits came with sm_89; those of gfx942 are others.
+    eight = {"fp8": 2 * half} if nvidia and int(re.sub(r"\D", "", gpu.arch)) >= 89 else {}
     return DeviceFacts(
         name=re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-"),
         arch=gpu.arch,
@@ -312,7 +314,8 @@ def _generic_device(gpu: Gpu) -> DeviceFacts:
         warps_per_sm=gpu.warps_per_sm,
         blocks_per_sm=rates.blocks,
         warp_size=gpu.warp_size,
-        matrix_tflops={
+        matrix_tflops=eight
+        | {
             "fp16": half,
             "bf16": half,
             "tf32": half / 2,

@@ -1,28 +1,20 @@
 """One attention instance, its notation, its validity, its floating-point operations and its least bytes.
 
-Refuses to know about kernels, devices or tensors: this module imports nothing but the standard library.
+Refuses to know about kernels, devices or tensors: beside its notation, this module imports the standard library only.
 
 Symbols: B batch, Hq query heads, Hkv key/value heads, Sq query length, Skv key length, D head dim of Q and K, Dv of V and O.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from harness.errors import ProblemError, did_you_mean
+from harness.errors import ProblemError
+from harness.notation import DTYPE_BYTES, EIGHT_BITS, LAYOUTS, PAIR_AXES, PASSES, Dtype, Layout, Pass, read_word
 
-Dtype = Literal["fp16", "bf16", "fp32"]
-Pass = Literal["fwd", "bwd"]
-Layout = Literal["bhsd", "bshd", "sbhd"]
+__all__ = ["DTYPE_BYTES", "LAYOUTS", "PAIR_AXES", "PASSES", "Dtype", "Layout", "Pass", "Problem", "parse_problem"]
 
-# The axes of a tensor of pairs, (batch, heads, queries, keys); a letter that is missing is an axis with one element for all.
-PAIR_AXES = "bhqk"
-
-DTYPE_BYTES: Mapping[str, int] = {"fp16": 2, "bf16": 2, "fp32": 4}
-LAYOUTS: tuple[Layout, ...] = ("bhsd", "bshd", "sbhd")
-PASSES: tuple[Pass, ...] = ("fwd", "bwd")
 HEAD_DIM_LIMITS = (1, 1024)
 
 # Lengths and counts beyond this are typing errors, and would overflow 64-bit byte counts when multiplied.
@@ -57,7 +49,11 @@ class Problem:
     `paged`: keys and values lie in pages of so many rows, which a table finds for each sequence of the batch. Each sequence has
     a length of its own, at most kv_len, which then stands for kv_len in its band. Forward only.
 
-    `lse_grad`: a backward problem is also given the gradient of the log-sum-exp. Raises `ProblemError` when impossible.
+    `lse_grad`: a backward problem is also given the gradient of the log-sum-exp. `nondeterministic`: its results may have other
+    bits in every run; else equal inputs must give equal bits.
+
+    Of 8 bits, Q, K and V are what they hold times a scale for each batch (or packed sequence) and key/value head, one of each; O
+    is bf16. Forward only, without pages. Raises `ProblemError` when impossible.
     """
 
     batch: int
@@ -87,6 +83,7 @@ class Problem:
     packed: int | None = None
     paged: int | None = None
     lse_grad: bool = False
+    nondeterministic: bool = False
 
     def __post_init__(self) -> None:
         _check_counts(self)
@@ -125,9 +122,26 @@ class Problem:
         return self.causal or self.window_left is not None or self.window_right is not None
 
     @property
+    def eight_bits(self) -> bool:
+        """Whether Q, K and V are of 8 bits, and have scales."""
+        return self.dtype in EIGHT_BITS
+
+    @property
     def variants(self) -> tuple[str, ...]:
         """The names of the fields that make it more than attention inside a band."""
         return tuple(name for name, plain in _PLAIN.items() if getattr(self, name) != plain)
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """The same names, and that of types with scales: what makes it more than a formula of Q, K and V. That bits may differ
+        is no part of a formula."""
+        named = (name for name in self.variants if name != "nondeterministic")
+        return (*named, *(("eight_bits",) if self.eight_bits else ()))
+
+    @property
+    def bare(self) -> "Problem":
+        """The same without what it adds to attention inside a band."""
+        return self.replace(**{name: _PLAIN[name] for name in self.variants if name != "nondeterministic"})
 
     @property
     def freely_masked(self) -> bool:
@@ -175,7 +189,7 @@ class Problem:
         """Bytes moved if each input is read once and each output written once (log-sum-exp is fp32)."""
         size = DTYPE_BYTES[self.dtype]
         q = self.batch * self.q_heads * self.q_len * self.head_dim * size
-        o = self.batch * self.q_heads * self.q_len * self.v_head_dim * size
+        o = self.batch * self.q_heads * self.q_len * self.v_head_dim * max(size, 2)
         k = self.batch * self.kv_heads * self.kv_len * self.head_dim * size
         v = self.batch * self.kv_heads * self.kv_len * self.v_head_dim * size
         lse = self.batch * self.q_heads * self.q_len * 4
@@ -225,7 +239,7 @@ def parse_problem(text: str, *, default_pass: Pass = "fwd") -> Problem:
     """
     values: dict[str, Any] = {"pass_": default_pass}
     for word in text.split():
-        read = _read_word(word, text)
+        read = read_word(word, text)
         twice = sorted(set(read) & (set(values) - {"pass_"}))
         if twice:
             raise ProblemError(f"problem `{text}` gives {twice[0].replace('_', ' ')} twice, again in `{word}`")
@@ -240,73 +254,11 @@ def parse_problem(text: str, *, default_pass: Pass = "fwd") -> Problem:
     return Problem(**values)
 
 
-def _read_word(word: str, text: str) -> dict[str, Any]:
-    pair = re.fullmatch(r"([hd])(\d+)(?:/(\d+))?", word)
-    if pair:
-        first, second = int(pair[2]), int(pair[3] or pair[2])
-        names = ("q_heads", "kv_heads") if pair[1] == "h" else ("head_dim", "v_head_dim")
-        return dict(zip(names, (first, second), strict=True))
-    length = re.fullmatch(r"([bsqk])(\d+)", word)
-    if length:
-        named: Mapping[str, tuple[str, ...]] = {
-            "b": ("batch",),
-            "s": ("q_len", "kv_len"),
-            "q": ("q_len",),
-            "k": ("kv_len",),
-        }
-        return dict.fromkeys(named[length[1]], int(length[2]))
-    if word in DTYPE_BYTES:
-        return {"dtype": word}
-    if word in LAYOUTS:
-        return {"layout": word}
-    if word in PASSES:
-        return {"pass_": word}
-    if word.replace("-", "_") in ("causal", "top_left", *_FLAGS):
-        return {word.replace("-", "_"): True}
-    if word.startswith("window="):
-        return _read_window(word, text)
-    name, _, value = word.partition("=")
-    if value and name in _NUMBERS:
-        try:
-            return {name: _NUMBERS[name](value)}
-        except ValueError:
-            raise ProblemError(f"problem `{text}` has a {name} that is no number: `{word}`") from None
-    if value and name in ("bias", "mask"):
-        return {name: "" if value == "1" else value}
-    known = [*DTYPE_BYTES, *LAYOUTS, *PASSES, "causal", "top-left", "window=L:R"]
-    known += [*(f"{name}=X" for name in _NUMBERS), *(flag.replace("_", "-") for flag in _FLAGS), "bias=bhqk", "mask=bk"]
-    raise ProblemError(
-        f"problem `{text}` has a word that means nothing: `{word}`",
-        hint=did_you_mean(word, known) + "; write for example `b4 h32/8 s4096 d128 bf16 causal bwd`",
-    )
-
-
-def _read_window(word: str, text: str) -> dict[str, Any]:
-    match = re.fullmatch(r"window=(inf|-?\d+)(?::(inf|-?\d+))?", word)
-    if not match:
-        raise ProblemError(
-            f"problem `{text}` has a window that cannot be read: `{word}`",
-            hint="write `window=LEFT:RIGHT` with whole numbers or `inf`, or `window=LEFT` beside `causal`",
-        )
-    sides = [None if side in (None, "inf") else int(side) for side in match.groups()]
-    return {"window_left": sides[0], "window_right": sides[1]}
-
-
-# Fields beyond the band, by what they are where they are not used; those that are switched on by their name alone; those
-# that take a number.
+# Fields beyond the band, by what they are where they are not used.
 _PLAIN: Mapping[str, Any] = {
     "softcap": None, "alibi": False, "bias": None, "sinks": False, "dropout": 0.0, "prefix": False, "chunk": None,
-    "documents": False, "mask": None, "packed": None, "paged": None, "lse_grad": False,
+    "documents": False, "mask": None, "packed": None, "paged": None, "lse_grad": False, "nondeterministic": False,
 }  # fmt: skip
-_FLAGS = ("alibi", "sinks", "prefix", "documents", "lse_grad")
-_NUMBERS: Mapping[str, type[int] | type[float]] = {
-    "scale": float,
-    "softcap": float,
-    "dropout": float,
-    "chunk": int,
-    "packed": int,
-    "paged": int,
-}
 
 
 def _variant_word(problem: Problem, name: str) -> str:
@@ -329,6 +281,11 @@ def _check_variants(problem: Problem) -> None:
         _check_packed(problem)
     if problem.paged is not None and (problem.pass_ == "bwd" or problem.packed is not None):
         raise ProblemError("paged keys have a forward pass only, and cannot be combined with packed sequences")
+    if problem.eight_bits and (problem.pass_ == "bwd" or problem.paged is not None):
+        raise ProblemError(
+            f"{problem.dtype} has a forward pass only, and without pages",
+            hint="write `bf16` for the type of Q, K and V",
+        )
     for name in ("bias", "mask"):
         letters = getattr(problem, name)
         if letters is not None and letters != "".join(letter for letter in PAIR_AXES if letter in letters):
@@ -338,6 +295,8 @@ def _check_variants(problem: Problem) -> None:
             )
     if problem.lse_grad and problem.pass_ == "fwd":
         raise ProblemError("a forward problem is given no gradient of the log-sum-exp", hint="leave out `lse-grad`")
+    if problem.nondeterministic and problem.pass_ == "fwd":
+        raise ProblemError("every forward pass gives equal bits in every run", hint="leave out `nondeterministic`")
 
 
 def _check_packed(problem: Problem) -> None:

@@ -16,7 +16,7 @@ from harness.errors import MachineError, UsageError, WorkspaceError, did_you_mea
 from harness.foreign import Foreign, check
 from harness.fuzz import Tally, fuzz, replay_case
 from harness.fuzz_child import Plan
-from harness.operation import supported
+from harness.operation import dtypes_of, supported
 from harness.problem import Dtype, Pass, Problem
 from harness.space import Config
 from harness.workspace import Workspace, find_workspace, package_version
@@ -30,7 +30,6 @@ _UNLIMITED = 10**9
 
 # Tiles up to this side: larger ones are the same code with more to compute, and a case should take a fraction of a second.
 _LARGEST_SIDE = 64
-DTYPES: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
 
 
 def run_fuzz(options: argparse.Namespace) -> int:
@@ -78,7 +77,7 @@ def _kernel_plan(options: argparse.Namespace) -> Plan:
     workspace = find_workspace(options.workspace)
     pass_ = workspace.kernel_pass(options.kernel)
     live = live_device()
-    configs = {dtype: fuzz_configs(workspace, options.kernel, pass_, dtype, live) for dtype in DTYPES}
+    configs = every_config(workspace, options.kernel, pass_, live)
     return Plan(
         seed=options.seed, seconds=0, cases=0, root=workspace.root, kernel=options.kernel, pass_=pass_, configs=configs,
         variants=supported(workspace.kernel_parameters(options.kernel), pass_),
@@ -156,6 +155,15 @@ def run_replay(options: argparse.Namespace) -> int:
     return FOUND if any(answer.detail for answer in answers) else 0
 
 
+def every_config(
+    workspace: Workspace, kernel: str, pass_: Pass, live: DeviceFacts | None = None
+) -> dict[Dtype, list[dict[str, int | str | bool]]]:
+    """`fuzz_configs` by type of q, k and v, of those that the kernel takes and the device has."""
+    dtypes = dtypes_of(workspace.kernel_parameters(kernel))
+    found = {dtype: fuzz_configs(workspace, kernel, pass_, dtype, live) for dtype in dtypes}
+    return {dtype: configs for dtype, configs in found.items() if configs}
+
+
 def fuzz_configs(
     workspace: Workspace, kernel: str, pass_: Pass, dtype: Dtype, live: DeviceFacts | None = None
 ) -> list[dict[str, int | str | bool]]:
@@ -168,7 +176,10 @@ def fuzz_configs(
     # Some parameters have more than one value only where there is a mask, some only where little is to be done, some only for
     # heads that are no power of two wide.
     short, odd = long.replace(q_len=16, kv_len=16), long.replace(head_dim=96, v_head_dim=96)
-    for problem in (long, long.replace(causal=True, window_left=1024), short, odd):
+    several = [long, long.replace(causal=True, window_left=1024), short, odd]
+    if "nondeterministic" in workspace.kernel_parameters(kernel):
+        several.append(long.replace(nondeterministic=True))
+    for problem in several:
         space = workspace.load_space(kernel).space(problem, live or find_target(DEFAULT_TARGET))
         seen = space.names if live is not None else space.interpreted
         distinct |= {config.restricted(seen): config for config in reversed(space.distinct(seen))}
@@ -177,6 +188,9 @@ def fuzz_configs(
         for config in distinct.values()
         if live is not None or all(int(value) <= _LARGEST_SIDE for name, value in config.items() if "block" in name)
     ]
+    # Few configs add atomically, as tiles of dq are none of theirs then: they are asked about as often as one in four.
+    rare = [config for config in small if config.get("structure") == "atomic"]
+    small += rare * (len(small) // max(4 * len(rare), 1))
     return sorted(small, key=lambda config: [str(value).zfill(4) for value in config.values()])
 
 

@@ -92,6 +92,15 @@ class Rule:
     holds: Callable[[Config], bool]
 
 
+def eight_bits(multiplied: bool) -> Rule:
+    """The rule of numbers of 8 bits, by whether a device multiplies them."""
+    return Rule(
+        "eight_bits",
+        "matrix units take numbers of 8 bits from sm_89 on (CDNA 3 has others), and sum at least 32 of them",
+        lambda config: multiplied and int(config["block_n"]) >= 32,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Census:
     """Count of a space: `size` combinations, `legal` ones, and how many each rule removed.

@@ -134,7 +134,7 @@ def launch_guarded(
 ) -> Run:
     """Launch everything that `kernel` wants for `problem` on `given` inputs and on new outputs and workspaces.
 
-    Outputs have the dtype of q; log-sum-exps and gradients of sinks fp32, or fp64 where q is fp64.
+    Outputs have the dtype that the operation says, or fp64 where q is fp64.
     """
     made = _outputs(problem, given[0].view.dtype, memory)
     return _launch(kernel, problem, given, made, _workspaces(kernel, given, config, memory), config)
@@ -145,7 +145,7 @@ def _outputs(problem: Problem, dtype: torch.dtype, memory: Memory) -> list[Guard
     for name in operation_for(problem).outputs:
         shape, stored = shapes(problem)[name]
         placement = memory.outputs.get(name, inputs.placement_for(problem.layout, len(shape)))
-        wanted = torch.promote_types(dtype, torch.float32) if stored == "fp32" else dtype
+        wanted = dtype if dtype == torch.float64 else inputs.DTYPES[stored]
         made.append(inputs.unwritten(name, shape, wanted, placement, device=memory.device, large=memory.large))
     return made
 
@@ -193,12 +193,12 @@ def workspaces_of(
 ) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes, by name, of the scratch tensors that `kernel` wants under `config` for the inputs in `given`.
 
-    `workspaces` is told those tunables that it names as keyword-only parameters.
+    `workspaces` is told those tunables that it names as keyword-only parameters and that the config gives.
     """
     parameters = inspect.signature(kernel.workspaces).parameters.values()
     named = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     found: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = kernel.workspaces(
-        **given, **{name: config[name] for name in named}
+        **given, **{name: config[name] for name in named if name in config}
     )
     return found
 
@@ -213,6 +213,16 @@ def lag_of(config: Mapping[str, Value]) -> float:
     """How far a row's maximum may rise before a config rescales, as a natural logarithm; configs give powers of two."""
     value = config.get("lag", 0)
     return math.log(2.0) * value if isinstance(value, int) else 0.0
+
+
+def shifted(contract: RoundingContract, kernel: Any, dtype: str, config: Mapping[str, Value]) -> RoundingContract:
+    """The contract of a kernel that shifts rows by other numbers than their maxima: a lag that it waits, the lift of weights that
+    are rounded to 8 bits. With a lag less of it, so that none is larger than 2 to its headroom."""
+    lag, headroom = lag_of(config), getattr(kernel, "HEADROOM", {}).get(inputs.DTYPES.get(dtype))
+    if headroom is None:
+        return replace(contract, lag=lag)
+    top = math.log(2.0) * headroom
+    return replace(contract, lag=top, underflow=contract.underflow * math.exp(lag - top))
 
 
 def most_splits(config: Mapping[str, Value]) -> int:
@@ -277,7 +287,9 @@ class KernelSubject:
         products = products_of(self.config, where)
         contract = bounds.contract_for(dtype, key_block=least_keys(self.config), where=where, fp32_products=products)
         one_tile = where == "interpreter" and getattr(self.kernel, "PACKED", False)
-        return replace(contract, lag=lag_of(self.config), in_order=most_splits(self.config) == 1, one_tile=one_tile)
+        contract = shifted(contract, self.kernel, dtype, self.config)
+        once = problem.nondeterministic and where == "device"
+        return replace(contract, in_order=most_splits(self.config) == 1, one_tile=one_tile, reproducible=not once)
 
     def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
         """See `Subject.run`; a backward pass uses the out and lse that it is given."""

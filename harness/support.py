@@ -14,8 +14,10 @@ from typing import Any
 
 from harness.compile import meta_launches
 from harness.device import TARGETS
+from harness.errors import ProblemError
+from harness.notation import EIGHT_BITS
 from harness.operation import lacks
-from harness.problem import DTYPE_BYTES, PASSES, Pass, Problem, parse_problem
+from harness.problem import DTYPE_BYTES, PASSES, Pass, parse_problem
 from harness.workspace import Workspace, find_workspace
 
 YES, NO = "yes", "-"
@@ -23,6 +25,8 @@ YES, NO = "yes", "-"
 # One query, so that a kernel for decoding is asked nothing that it is not made for.
 _BASE = parse_problem("b1 h2 q1 k64 d64 bf16")
 _DEVICE = TARGETS["h200"]
+# Those that are asked wherever a row names none.
+_TYPES = [dtype for dtype in DTYPE_BYTES if dtype not in EIGHT_BITS]
 
 OTHERS = ("FlashAttention-2", "FlashAttention-3", "FlexAttention", "AOTriton")
 _SOURCE = (
@@ -48,7 +52,8 @@ class Row:
 ROWS = (
     Row("attention without a mask", {}, (YES, YES, YES, YES)),
     Row("fp32", {"dtype": "fp32"}, (NO, NO, YES, YES)),
-    Row("fp8", None, (NO, "forward", NO, NO)),
+    Row("fp8 (e4m3) with scales for each head", {"dtype": "fp8e4m3"}, (NO, "forward", NO, NO)),
+    Row("fp8 (e5m2) with scales for each head", {"dtype": "fp8e5m2"}, (NO, "", NO, "")),
     Row("grouped and shared heads", {"q_heads": 4}, (YES, YES, YES, YES)),
     Row("values of another width", {"v_head_dim": 32}, (NO, "192/128, 64/256, 64/512", YES, YES)),
     Row("other widths than powers of two", {"head_dim": 80, "v_head_dim": 80},
@@ -70,6 +75,7 @@ ROWS = (
     Row("sinks; backward: with their gradient", {"sinks": True}, (NO, NO, "by its log-sum-exp", NO)),
     Row("dropout", {"dropout": 0.1}, (YES, NO, NO, YES)),
     Row("gradient of the log-sum-exp", {"lse_grad": True}, ("", "", YES, ""), passes=("bwd",)),
+    Row("dq by atomic additions, with other bits in every run", {"nondeterministic": True}, (YES, YES, NO, ""), passes=("bwd",)),
     Row("score and mask functions of the caller", {}, (NO, NO, YES, NO), keyword="functions"),
     Row("packed sequences (cumulated lengths)", {"packed": 1}, (YES, YES, "mask function", YES)),
     Row("paged keys and values", {"paged": 16}, ("pages of 256", YES, "partly", NO), passes=("fwd",)),
@@ -108,7 +114,7 @@ _HEAD = (
     "",
     "Written by `python -m harness.support`, which asks every kernel about every row and type; do not edit.",
     "",
-    f"`{YES}`: in {', '.join(DTYPE_BYTES)}, or the type that the row names; `{NO}`: not at all; else the types it is taken in;",
+    f"`{YES}`: in {', '.join(_TYPES)}, or the type that the row names; `{NO}`: not at all; else the types it is taken in;",
     "empty: the row does not concern the kernel. The second column is what a problem says (`flashtune tune --problem`).",
     "`kernels.attention.attention` takes what flash_fwd and flash_bwd take, `attention_paged` what flash_decode takes in pages.",
     "",
@@ -126,17 +132,21 @@ def answer(workspace: Workspace, stem: str, row: Row) -> Answer:
         return Answer(NO)
     if row.keyword is not None and row.keyword not in workspace.kernel_parameters(stem):
         return Answer(NO, f"has no {row.keyword}")
-    dtypes = [row.changes["dtype"]] if "dtype" in row.changes else list(DTYPE_BYTES)
-    problems = {dtype: _BASE.replace(**{"dtype": dtype, "pass_": pass_, **row.changes}) for dtype in dtypes}
+    dtypes = [row.changes["dtype"]] if "dtype" in row.changes else _TYPES
+    changes = {dtype: {"dtype": dtype, "pass_": pass_, **row.changes} for dtype in dtypes}
     kernel = workspace.load_kernel(stem)
-    refusals = {dtype: _refusal(workspace, stem, kernel, problem) for dtype, problem in problems.items()}
+    refusals = {dtype: _refusal(workspace, stem, kernel, changed) for dtype, changed in changes.items()}
     taken = [dtype for dtype, refusal in refusals.items() if refusal is None]
     why = "; ".join(dict.fromkeys(refusal for refusal in refusals.values() if refusal is not None))
     return Answer(YES if taken == dtypes else " ".join(taken) or NO, why)
 
 
-def _refusal(workspace: Workspace, stem: str, kernel: ModuleType, problem: Problem) -> str | None:
-    """Why a kernel does not take a problem, None if it does."""
+def _refusal(workspace: Workspace, stem: str, kernel: ModuleType, changes: Mapping[str, Any]) -> str | None:
+    """Why a kernel does not take the problem with these changes, None if it does."""
+    try:
+        problem = _BASE.replace(**changes)
+    except ProblemError as refusal:
+        return str(refusal).partition("\n")[0]
     lacking = lacks(kernel.launches, problem)
     if lacking is not None:
         return lacking
@@ -151,8 +161,9 @@ def _notation(row: Row) -> str:
     """What the row adds to the notation of a problem."""
     if row.changes is None:
         return ""
-    fields = {"pass_": row.passes[-1], **row.changes}
-    plain = str(_BASE.replace(pass_=row.passes[-1])).split()
+    pass_ = "fwd" if row.changes.get("dtype") in EIGHT_BITS else row.passes[-1]
+    fields = {"pass_": pass_, **row.changes}
+    plain = str(_BASE.replace(pass_=pass_)).split()
     return " ".join(f"`{word}`" for word in str(_BASE.replace(**fields)).split() if word not in plain)
 
 

@@ -161,6 +161,9 @@ def _draw(problem: Problem, seed: int) -> dict[str, torch.Tensor]:
         tensors[name] = _empty(name, problem)
         if name in ADDED_INPUTS:
             tensors[name].copy_(added[name])
+        elif problem.eight_bits:
+            # Generators fill no types of 8 bits.
+            tensors[name].copy_(torch.empty_like(tensors[name], dtype=torch.float16).normal_(generator=generator))
         else:
             tensors[name].normal_(generator=generator)
     if problem.pass_ == "bwd":

@@ -224,9 +224,9 @@ def _with_siblings(folder: Path, stem: str) -> set[Path]:
 
 # The code of the suite that proves finalists and that fuzzes: a verdict, and a measured kill rate, belongs to one version of it.
 SUITE_MODULES = (
-    "problem", "inputs", "oracle", "noise", "forward_noise", "backward_noise", "bounds", "compare", "operation",
-    "subject", "interpreter", "quicken", "shadow", "footprint", "laws", "probes", "metamorphic", "identities", "leaks",
-    "properties", "cases", "judges", "suite",
+    "notation", "problem", "inputs", "scales", "oracle", "noise", "forward_noise", "backward_noise", "bounds", "compare",
+    "operation", "subject", "interpreter", "quicken", "shadow", "footprint", "laws", "probes", "metamorphic", "identities",
+    "leaks", "properties", "cases", "judges", "suite",
 )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ The rest of this is for who writes a kernel.
 The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py`:
 
 `PASS`        "fwd" or "bwd".
+`HEADROOM`    optional: by types of 8 bits, the power of two up to which weights, at most 1 by themselves, are raised before they
+              are rounded to it. Without it no such type is taken.
 `PACKED`      optional: True where the query heads of a group are rows of one tile.
 `launches`    function (tensors by name, *, problem keywords, tunables) -> list[Launch]. Its positional-or-keyword
               parameters are the tensors; its keyword-only parameters are `scale`, `window_left`, `window_right`,

@@ -37,8 +37,8 @@ _DIFFERENTIABLE = ("q", "k", "v", *(each.name for each in VARIANTS if each.gradi
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """What `lookup` is asked: one pass ("fwd" or "bwd") of one call. `variants` names those that were given, "functions" among
-    them. `deterministic` asks for a configuration whose results are equal bits whenever its inputs are; today every one is of
-    that kind."""
+    them. `deterministic` asks for a configuration whose results are equal bits whenever its inputs are, which those are of whose
+    `structure` is not "atomic"."""
 
     pass_: str
     batch: int
@@ -79,6 +79,9 @@ def attention(
     kv_documents: Tensor | None = None,
     q_starts: Tensor | None = None,
     kv_starts: Tensor | None = None,
+    q_descale: Tensor | float | None = None,
+    k_descale: Tensor | float | None = None,
+    v_descale: Tensor | float | None = None,
     chunk: int | None = None,
     dropout: float | None = None,
     dropout_seed: int | None = None,
@@ -97,6 +100,11 @@ def attention(
     (batch, q_heads, q_len), fp32 (fp64 for fp64), natural logarithm, differentiable. fp16, bf16, fp32 (fp64 in Triton's
     interpreter); under autocast q, k, v and bias are cast to its type. A row that sees no key and no sink has output 0 and lse
     -inf.
+
+    Of 8 bits (float8_e4m3fn, float8_e5m2; from sm_89 on, not on AMD), q, k and v stand for what they hold times `q_descale`,
+    `k_descale` and `v_descale`: fp32 (batch, kv_heads), each axis as long as that or 1, any strides, of packed sequences
+    (sequences, kv_heads); or one number; or None, which is 1. They must be at least 0, which is not checked, because they lie on
+    the device. out is bf16, weights are rounded to the type of v, and there is no gradient.
 
     `scale` None means 1/sqrt(head_dim). Query i sees keys i + o - left ... i + o + right for `window` = (left, right), None on
     a side being no bound, with o = kv_len - q_len, or 0 if `top_left`; `causal` is a right side of 0.
@@ -121,7 +129,7 @@ def attention(
     Gradients go to q, k, v, bias and sinks. `config` and `backward_config` give every tunable of `flash_fwd` and `flash_bwd`.
     Where one is None, `lookup` is asked a `Question`; where that is None or answers None, the kernels' `safe_config` is taken.
     `torch.compile` follows `lookup`, so that one which opens files has to read them beforehand. `deterministic` is part of the
-    question.
+    question, and refuses a `backward_config` whose `structure` is "atomic", which gives other bits in every run.
 
     Raises `ValueError` for what does not go together, `NotImplementedError` for the gradient of any other tensor, for second
     derivatives and in forward mode.
@@ -132,6 +140,7 @@ def attention(
         "bias": bias, "mask": mask, "slopes": slopes, "sinks": sinks, "prefix": prefix, "q_documents": q_documents,
         "kv_documents": kv_documents, "q_starts": q_starts, "kv_starts": kv_starts, "softcap": softcap, "chunk": chunk,
         "dropout": dropout or None, "dropout_seed": dropout_seed if dropout else None,
+        "q_descale": _scale(q_descale, q), "k_descale": _scale(k_descale, q), "v_descale": _scale(v_descale, q),
     }  # fmt: skip
     present = tuple(name for name, value in named.items() if value is not None) + (("functions",) if functions else ())
     q, k, v, named["bias"] = _autocast(q.device.type, q, k, v, bias)
@@ -142,11 +151,18 @@ def attention(
         tensors |= {name: named.pop(name) for name in _TENSORS} | dict(zip(SLOTS, travelling.tensors, strict=False))
         _require_differentiable(tensors)
     _refuse_tangents(tensors)
+    if q.dtype in primitives.HEADROOM and torch.is_grad_enabled() and _learned(tensors):
+        raise NotImplementedError(
+            f"{_learned(tensors)[0]} requires a gradient, and attention of {q.dtype} has none: call it under torch.no_grad(), or "
+            "convert q, k and v to bf16"
+        )
     if lookup is not None:
         question = _question(q, k, v, band, top_left, deterministic, present)
         config = lookup(question) if config is None else config
         if backward_config is None and torch.is_grad_enabled() and _learned(tensors):
             backward_config = lookup(replace(question, pass_="bwd"))
+    if deterministic and backward_config is not None and backward_config.get("structure") == "atomic":
+        raise ValueError("structure='atomic' gives other bits in every run: say deterministic=False, or take 'separate'")
     settings = {
         "scale": scale, "window_left": band[0], "window_right": band[1], "top_left": top_left,
         "config": config_text(config), "backward_config": config_text(backward_config),
@@ -209,12 +225,21 @@ def _question(
     q: Tensor, k: Tensor, v: Tensor, band: tuple[int | None, int | None], top_left: bool, deterministic: bool,
     present: tuple[str, ...],
 ) -> Question:  # fmt: skip
-    primitives.require_inputs(q, k, v)
+    primitives.require_inputs(q, k, v, eight_bits=True)
     return Question(
         pass_="fwd", batch=q.shape[0], q_heads=q.shape[1], kv_heads=k.shape[1], q_len=q.shape[2], kv_len=k.shape[2],
         head_dim=q.shape[3], v_head_dim=v.shape[3], dtype=q.dtype, device=q.device, window_left=band[0],
         window_right=band[1], top_left=top_left, deterministic=deterministic, variants=present,
     )  # fmt: skip
+
+
+def _scale(scale: Tensor | float | None, q: Tensor) -> Tensor | None:
+    """A scale as the kernels take it: of two axes, on the device."""
+    if scale is None:
+        return None
+    if isinstance(scale, Tensor):
+        return scale.reshape(1, 1) if scale.ndim == 0 else scale
+    return torch.full((1, 1), scale, dtype=torch.float32, device=q.device)
 
 
 def _require_seed(dropout: float | None, seed: int | None) -> None:
@@ -268,13 +293,13 @@ def _refuse_tangents(tensors: Mapping[str, Tensor | None]) -> None:
 
 
 def _autocast(device: str, *tensors: Tensor | None) -> list[Any]:
-    """The tensors in the type of autocast, where it is on; as by PyTorch's own rule, fp64 stays what it is."""
+    """The tensors in the type of autocast, where it is on; as by PyTorch's own rule, fp64 stays what it is, and so do 8 bits,
+    which mean nothing without their scales."""
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
-    return [
-        tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors
-    ]
+    kept = (torch.float64, *primitives.HEADROOM)
+    return [tensor if tensor is None or tensor.dtype in kept else tensor.to(dtype) for tensor in tensors]
 
 
 def _band(causal: bool, window: tuple[int | None, int | None] | None) -> tuple[int | None, int | None]:

@@ -1,13 +1,16 @@
 """Gradients of attention: dq, dk and dv from dout, without storing the attention matrix.
 
-FlashAttention-2 (Dao 2023, algorithm 2) in two or three launches without atomic operations, so equal inputs give equal bits.
+FlashAttention-2 (Dao 2023, algorithm 2) in two or three launches, of themselves without atomic operations, so that equal inputs
+give equal bits.
 First two numbers per row, delta = rowsum(dout * out) and the log-sum-exp to base 2. A gradient of the log-sum-exp, dlse, is
 taken from delta, as d lse = sum_j p_j d s_j. Then dk and dv, a program per key block
 that loops over the query heads of its group and the query blocks that see it. Then dq, a program per query block. These two
 may be one launch, so that no multiprocessor waits for the last tile of keys before it begins with queries. Both
-recompute p = exp(scale * q k^T - lse). As in the forward pass, blocks inside the band run without a mask and blocks outside
-it are not visited. The gradients of a bias and of sinks, if asked for, are one more launch each: a program per tile of the
-bias, which adds up what all pairs under it give, and a program per sink. Refuses second derivatives.
+recompute p = exp(scale * q k^T - lse). Where the caller allows bits to change from run to run, the program of a key block may
+add its share of dq to sums in memory instead, in an order that nobody knows, and nothing is computed twice. As in the forward
+pass, blocks inside the band run without a mask and blocks outside it are not visited. The gradients of a bias and of sinks, if
+asked for, are one more launch each: a program per tile of the bias, which adds up what all pairs under it give, and a program
+per sink. Refuses second derivatives.
 """
 
 import math
@@ -52,6 +55,7 @@ from .variants import (
 PASS = "bwd"
 
 # Rows per program of the first launch: it only streams, so this is not worth a search.
+_SUM_STRIDES = ("stride_dq_sum_batch", "stride_dq_sum_head", "stride_dq_sum_row")
 _STREAMED_ROWS = 32
 _SINK_ROWS = 256
 
@@ -67,11 +71,13 @@ def flash_bwd_rows_kernel(
     stride_delta_batch, stride_delta_head, stride_delta_row,
     stride_lse_two_batch, stride_lse_two_head, stride_lse_two_row,
     dlse, stride_dlse_batch, stride_dlse_head, stride_dlse_row,
+    dq_sum, stride_dq_sum_batch, stride_dq_sum_head, stride_dq_sum_row,
     q_len, q_heads, rows,
     V_HEAD_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, FOLDED: tl.constexpr,
-    WIDE: tl.constexpr, ACC: tl.constexpr,
+    WIDE: tl.constexpr, ACC: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(dout * out) - dlse, and lse to base 2 with +inf for empty rows, of BLOCK_M queries of one head."""
+    """delta = rowsum(dout * out) - dlse, and lse to base 2 with +inf for empty rows, of BLOCK_M queries of one head; and zeros,
+    where sums of dq begin."""
     # Position
     head_row = program_row(rows, FOLDED)
     batch = (head_row // q_heads).to(tl.int64)
@@ -102,6 +108,10 @@ def flash_bwd_rows_kernel(
     lse_two_at = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head + row * stride_lse_two_row
     tl.store(delta_at, total.to(delta.dtype.element_ty), mask=row < q_len)
     tl.store(lse_two_at, base_two(natural).to(lse_two.dtype.element_ty), mask=row < q_len)
+    if dq_sum is not None:
+        nothing = tl.zeros([BLOCK_M, BLOCK_D], dtype=ACC)
+        dq_sum_base = dq_sum + batch * stride_dq_sum_batch + head * stride_dq_sum_head
+        store_tile(nothing, dq_sum_base, start_m, q_len, stride_dq_sum_row, 1, HEAD_DIM, BLOCK_M, BLOCK_D, WIDE)
 
 
 @triton.jit
@@ -155,9 +165,10 @@ def _gather_dkdv(
     stride_lse_head, stride_lse_row, stride_delta_head, stride_delta_row,
     HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, MASKED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
-    EVEN: tl.constexpr, GROUPED: tl.constexpr, TMA: tl.constexpr,
+    EVEN: tl.constexpr, GROUPED: tl.constexpr, TMA: tl.constexpr, dq_sum_base, stride_dq_sum_head, stride_dq_sum_row,
 ):  # fmt: skip
-    """What queries start... of one head of the group add to (dk, dv); scores lie transposed, keys by queries."""
+    """What queries start... of one head of the group add to (dk, dv); scores lie transposed, keys by queries. What the keys add
+    to dq goes to its sums, if there are any."""
     CHECK: tl.constexpr = MASKED and not EVEN
     query = start + tl.arange(0, BLOCK_M)
 
@@ -213,6 +224,14 @@ def _gather_dkdv(
     if CHANGED:
         _, ds = through_scores(ds, before, tangent, variant, batch, head, query[None, :], key[:, None], SLOPE)
     dk = product(rounded(ds, q.dtype), q, dk)
+    if dq_sum_base is not None:
+        # Keys beyond the last one give dk rows that nobody stores; here their weights, which may be infinite, would meet zeros.
+        ds = tl.where((key < kv_len)[:, None], ds, 0.0)
+        share = product(tl.trans(rounded(ds, k.dtype)), k, tl.zeros([BLOCK_M, BLOCK_D], dtype=dk.dtype))
+        column = tl.arange(0, BLOCK_D)
+        dq_sum_at = dq_sum_base + whole_member * stride_dq_sum_head + query.to(tl.int64)[:, None] * stride_dq_sum_row
+        inside = (query < q_len)[:, None] & (column < HEAD_DIM)[None, :]
+        tl.atomic_add(dq_sum_at + column[None, :], share, mask=inside, sem="relaxed")
     return dk, dv
 
 
@@ -234,9 +253,11 @@ def _dkdv_tile(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, REVERSED: tl.constexpr, GROUPED: tl.constexpr,
     TMA: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, ACC: tl.constexpr,
+    dq_sum=None, stride_dq_sum_batch=None, stride_dq_sum_head=None, stride_dq_sum_row=None,
 ):  # fmt: skip
     """dk and dv of BLOCK_N keys of one head: the tile at `position` of `blocks` in `head_row`. The band is that of keys (rows)
-    and queries (columns). `lse_two` is to base 2, as `scale` is unless scores are CHANGED."""
+    and queries (columns). `lse_two` is to base 2, as `scale` is unless scores are CHANGED. `dq_sum`, if given, gets what these
+    keys add to dq, before the scale."""
     # Position: heavy blocks first.
     if REVERSED:
         position = blocks - 1 - position
@@ -279,6 +300,10 @@ def _dkdv_tile(
     lse_base = lse_two + batch * stride_lse_two_batch + head * stride_lse_two_head
     lse_base += tl.cast(q_first, tl.int64) * stride_lse_two_row
     delta_base = delta + batch * stride_delta_batch + head * stride_delta_head + tl.cast(q_first, tl.int64) * stride_delta_row
+    dq_sum_base = None
+    if dq_sum is not None:
+        dq_sum_base = dq_sum + batch * stride_dq_sum_batch + head * stride_dq_sum_head
+        dq_sum_base += tl.cast(q_first, tl.int64) * stride_dq_sum_row
     q_at = _member_tiles_at_zero(
         q_base, group, q_len, stride_q_head, stride_q_row, stride_q_col, HEAD_DIM, BLOCK_M, BLOCK_D, GROUPED, TMA, WIDE
     )
@@ -298,7 +323,8 @@ def _dkdv_tile(
             BLOCK_M, key, scale, q_len, kv_len, offset, left, right, variant, batch, head, q_first, kv_first, SCORE,
             SLOPE, ALLOWED, CHANGED, FREE, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
             stride_lse_two_head, stride_lse_two_row, stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM,
-            BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA,
+            BLOCK_M, BLOCK_D, BLOCK_DV, False, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA, dq_sum_base, stride_dq_sum_head,
+            stride_dq_sum_row,
         )  # fmt: skip
     if HAS_LEFT or HAS_RIGHT or FREE or not EVEN:
         masked = last - first - plain
@@ -310,7 +336,8 @@ def _dkdv_tile(
                 scale, q_len, kv_len, offset, left, right, variant, batch, head, q_first, kv_first, SCORE, SLOPE,
                 ALLOWED, CHANGED, FREE, stride_q_head, stride_q_row, stride_dout_head, stride_dout_row,
                 stride_lse_two_head, stride_lse_two_row, stride_delta_head, stride_delta_row, HEAD_DIM, V_HEAD_DIM,
-                BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA,
+                BLOCK_M, BLOCK_D, BLOCK_DV, True, HAS_LEFT, HAS_RIGHT, EVEN, GROUPED, TMA, dq_sum_base,
+                stride_dq_sum_head, stride_dq_sum_row,
             )  # fmt: skip
 
     # Store
@@ -338,6 +365,7 @@ def flash_bwd_dkdv_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     EVEN: tl.constexpr, REVERSED: tl.constexpr, FOLDED: tl.constexpr, GROUPED: tl.constexpr,
     TMA: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr, ACC: tl.constexpr,
+    dq_sum=None, stride_dq_sum_batch=None, stride_dq_sum_head=None, stride_dq_sum_row=None,
 ):  # fmt: skip
     """A tile of keys for each program."""
     _dkdv_tile(
@@ -349,7 +377,29 @@ def flash_bwd_dkdv_kernel(
         stride_dk_batch, stride_dk_head, stride_dk_row, stride_dk_col, stride_dv_batch, stride_dv_head, stride_dv_row,
         stride_dv_col, scale, natural_scale, q_len, kv_len, offset, left, right, kv_heads, group, variant, SCORE,
         SLOPE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
-        EVEN, REVERSED, GROUPED, TMA, WIDE, STAGES, ACC,
+        EVEN, REVERSED, GROUPED, TMA, WIDE, STAGES, ACC, dq_sum, stride_dq_sum_batch, stride_dq_sum_head, stride_dq_sum_row,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["q_len", "rows", "q_heads"])
+def flash_bwd_dq_cast_kernel(
+    dq_sum, dq,
+    stride_dq_sum_batch, stride_dq_sum_head, stride_dq_sum_row,
+    stride_dq_batch, stride_dq_head, stride_dq_row, stride_dq_col,
+    natural_scale, q_len, q_heads, rows,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, FOLDED: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """dq from its sums: BLOCK_M queries of one head."""
+    head_row = program_row(rows, FOLDED)
+    batch = (head_row // q_heads).to(tl.int64)
+    head = (head_row % q_heads).to(tl.int64)
+    start_m = tl.program_id(0) * BLOCK_M
+    sum_base = dq_sum + batch * stride_dq_sum_batch + head * stride_dq_sum_head
+    sum_at = tile_at_zero(sum_base, q_len, stride_dq_sum_row, 1, HEAD_DIM, BLOCK_M, BLOCK_D, False, WIDE)
+    total = load_tile(sum_at, start_m, q_len, stride_dq_sum_row, HEAD_DIM, BLOCK_M, BLOCK_D, True, False)
+    own_base = dq + batch * stride_dq_batch + head * stride_dq_head
+    store_tile(
+        total * natural_scale, own_base, start_m, q_len, stride_dq_row, stride_dq_col, HEAD_DIM, BLOCK_M, BLOCK_D, WIDE
     )  # fmt: skip
 
 
@@ -746,6 +796,7 @@ def launches(
     dlse: torch.Tensor | None = None,
     dbias: torch.Tensor | None = None,
     dsinks: torch.Tensor | None = None,
+    dq_sum: torch.Tensor | None = None,
     *,
     scale: float,
     window_left: int | None,
@@ -755,6 +806,7 @@ def launches(
     chunk: int | None = None,
     dropout: float = 0.0,
     dropout_seed: int = 0,
+    nondeterministic: bool = False,
     functions: Functions | None = None,
     dkdv_block_m: int,
     dkdv_block_n: int,
@@ -771,16 +823,19 @@ def launches(
 ) -> list[Launch]:
     """Three launches, in this order: `delta` and `lse_two`; `dk` and `dv`; `dq`; and one each for `dbias` and `dsinks` where
     they are given. Where `structure` is "fused" and not "separate", the second and the third are one, of programs that do what
-    either does; they have as many warps. Shapes as in the package docstring and in `variants`.
+    either does; they have as many warps. Where it is "atomic", the second adds dq up in `dq_sum` too, and the third rounds that:
+    the order of these sums, and with it the last bits of dq, differ from run to run, which `nondeterministic` must allow. Tiles
+    of dq are then those of dbias only. Shapes as in the package docstring and in `variants`.
 
-    `out` and `lse` are those of the forward pass; `delta` and `lse_two` are scratch, see `workspaces`. `..._block_m` counts
-    queries and `..._block_n` keys; `..._load` is "pointer" or "tma". Raises `ValueError` for tensors or tunables that do not
-    go together.
+    `out` and `lse` are those of the forward pass; `delta`, `lse_two` and `dq_sum` are scratch, see `workspaces`. `..._block_m`
+    counts queries and `..._block_n` keys; `..._load` is "pointer" or "tma". Raises `ValueError` for tensors or tunables that do
+    not go together.
     """
     _require_tensors(q, k, v, out, lse, dout, dq, dk, dv, delta, lse_two)
     dkdv = _Tile(dkdv_block_m, dkdv_block_n, dkdv_load, dkdv_stages, dkdv_warps, waves_per_eu)
     dq_tile = _Tile(dq_block_m, dq_block_n, dq_load, dq_stages, dq_warps, waves_per_eu)
-    primitives.require_choice(structure=(structure, ("separate", "fused")))
+    primitives.require_choice(structure=(structure, ("separate", "fused", "atomic")))
+    _require_sums(q, dq_sum, structure, nondeterministic)
     if structure == "fused" and dkdv_warps != dq_warps:
         raise ValueError(f"structure='fused' needs as many dkdv_warps as dq_warps, found {dkdv_warps} and {dq_warps}")
     for name, tile in {"dkdv": dkdv, "dq": dq_tile}.items():
@@ -806,10 +861,12 @@ def launches(
         raise ValueError("a backward pass needs the slope of the caller's score function: give Functions(slope=...)")
     asked = _Asked(band, scale, variant, functions)
     found = [
-        _rows_launch(out, dout, lse, delta, lse_two, dlse),
-        _dkdv_launch(tensors, {"dk": dk, "dv": dv}, asked, dkdv),
+        _rows_launch(out, dout, lse, delta, lse_two, dlse, dq_sum),
+        _dkdv_launch(tensors, {"dk": dk, "dv": dv}, asked, dkdv, dq_sum),
         _dq_launch(tensors, {"dq": dq}, asked, dq_tile),
     ]
+    if dq_sum is not None:
+        found[2:] = [_cast_launch(dq_sum, dq, scale)]
     if structure == "fused":
         found[1:] = [_fused_launch(*found[1:])]
     if dbias is not None:
@@ -857,9 +914,10 @@ class _Tile:
 
 def _rows_launch(
     out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor, lse_two: torch.Tensor,
-    dlse: torch.Tensor | None,
+    dlse: torch.Tensor | None, dq_sum: torch.Tensor | None,
 ) -> Launch:  # fmt: skip
     batch, q_heads, q_len, v_head_dim = out.shape
+    head_dim = v_head_dim if dq_sum is None else dq_sum.shape[3]
     if dlse is not None:
         primitives.require_shapes({"dlse": (dlse, lse.shape)})
     strides = dlse.stride() if dlse is not None else (None, None, None)
@@ -867,22 +925,45 @@ def _rows_launch(
     arguments = {
         "out": out, "dout": dout, "lse": lse, "delta": delta, "lse_two": lse_two,
         **primitives.strides(out=out, dout=dout, lse=lse, delta=delta, lse_two=lse_two), "dlse": dlse,
-        **dict(zip(("stride_dlse_batch", "stride_dlse_head", "stride_dlse_row"), strides, strict=True)),
+        **dict(zip(("stride_dlse_batch", "stride_dlse_head", "stride_dlse_row"), strides, strict=True)), **_sums(dq_sum),
         "q_len": q_len, "q_heads": q_heads, "rows": batch * q_heads,
     }  # fmt: skip
     constants = {
         "V_HEAD_DIM": v_head_dim, "BLOCK_DV": primitives.padded(v_head_dim), "BLOCK_M": _STREAMED_ROWS,
         "FOLDED": grid[2] > 1, "WIDE": primitives.needs_wide(_STREAMED_ROWS, out, dout),
-        "ACC": primitives.accumulator(out.dtype),
+        "ACC": primitives.accumulator(out.dtype), "HEAD_DIM": head_dim, "BLOCK_D": primitives.padded(head_dim),
     }  # fmt: skip
     return Launch(
         kernel=flash_bwd_rows_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": 4}
     )
 
 
+def _sums(dq_sum: torch.Tensor | None) -> dict[str, Any]:
+    """The sums of dq and their strides, as a kernel takes them; nothing of it where there are none."""
+    strides = (None, None, None) if dq_sum is None else dq_sum.stride()[:3]
+    return {"dq_sum": dq_sum} | dict(zip(_SUM_STRIDES, strides, strict=True))
+
+
+def _cast_launch(dq_sum: torch.Tensor, dq: torch.Tensor, scale: float) -> Launch:
+    batch, q_heads, q_len, head_dim = dq.shape
+    grid = primitives.folded_grid(triton.cdiv(q_len, _STREAMED_ROWS), batch * q_heads)
+    arguments = {
+        **_sums(dq_sum), "dq": dq, **primitives.strides(dq=dq), "natural_scale": scale, "q_len": q_len, "q_heads": q_heads,
+        "rows": batch * q_heads,
+    }  # fmt: skip
+    constants = {
+        "HEAD_DIM": head_dim, "BLOCK_D": primitives.padded(head_dim), "BLOCK_M": _STREAMED_ROWS, "FOLDED": grid[2] > 1,
+        "WIDE": primitives.needs_wide(_STREAMED_ROWS, dq, dq_sum),
+    }  # fmt: skip
+    return Launch(
+        kernel=flash_bwd_dq_cast_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": 4}
+    )
+
+
 def _dkdv_launch(
-    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], asked: _Asked, tile: _Tile
-) -> Launch:
+    tensors: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], asked: _Asked, tile: _Tile,
+    dq_sum: torch.Tensor | None,
+) -> Launch:  # fmt: skip
     """Rows are keys and columns queries, so the band is read the other way round."""
     band = asked.band.transposed
     q, k = tensors["q"], tensors["k"]
@@ -894,10 +975,12 @@ def _dkdv_launch(
     constants |= asked.constants
     arguments = _arguments(tensors, outputs, asked) | band.arguments()
     arguments |= {"kv_heads": kv_heads, "group": group, "rows": batch * kv_heads}
+    arguments |= {} if dq_sum is None else _sums(dq_sum)
+    shares = 0 if dq_sum is None else 2 * tile.block_m * tile.block_n * constants["BLOCK_D"]
     steps = Steps(
         plain=tuple(group * count for count in plain),
         masked=tuple(group * count for count in masked),
-        flops_per_step=4 * tile.block_m * tile.block_n * (constants["BLOCK_D"] + constants["BLOCK_DV"]),
+        flops_per_step=4 * tile.block_m * tile.block_n * (constants["BLOCK_D"] + constants["BLOCK_DV"]) + shares,
     )
     return Launch(
         kernel=flash_bwd_dkdv_kernel, grid=grid, args=arguments, constants=constants, options=tile.options,
@@ -1040,13 +1123,27 @@ def _require_tensors(
     })  # fmt: skip
 
 
+def _require_sums(q: torch.Tensor, dq_sum: torch.Tensor | None, structure: str, nondeterministic: bool) -> None:
+    """Raise `ValueError` for atomic additions that nobody allowed, and for sums of dq that nobody makes, or that are missing."""
+    if structure == "atomic" and not nondeterministic:
+        raise ValueError("structure='atomic' gives other bits in every run: say nondeterministic=True, or take 'separate'")
+    if (structure == "atomic") != (dq_sum is not None):
+        raise ValueError(f"dq_sum is for structure='atomic', found {'none' if dq_sum is None else 'one'} beside {structure!r}")
+    if dq_sum is not None:
+        primitives.require_shapes({"dq_sum": (dq_sum, q.shape)})
+        if dq_sum.stride(3) != 1 and dq_sum.numel():
+            raise ValueError(f"dq_sum must have a last stride of 1, found {dq_sum.stride(3)}")
+
+
 def workspaces(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor,
-    **variant: torch.Tensor,
+    *, structure: str = "separate", **variant: torch.Tensor,
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:  # fmt: skip
-    """Scratch tensors (batch, q_heads, q_len) in the type of sums: `delta` and `lse_two`, the log-sum-exp to base 2."""
-    rows = (tuple(q.shape[:3]), torch.promote_types(q.dtype, torch.float32))
-    return {"delta": rows, "lse_two": rows}
+    """Scratch tensors (batch, q_heads, q_len) in the type of sums: `delta` and `lse_two`, the log-sum-exp to base 2; and
+    `dq_sum` in the shape of q where `structure` is "atomic"."""
+    rows = (tuple(q.shape[:3]), primitives.statistics_as(q.dtype))
+    found = {"delta": rows, "lse_two": rows}
+    return found | ({"dq_sum": (tuple(q.shape), rows[1])} if structure == "atomic" else {})
 
 
 def flash_bwd(
@@ -1070,19 +1167,18 @@ def flash_bwd(
     """Gradients of q, k and v, shaped like them, from `out` and `lse` of the forward pass and `dout` shaped like `out`.
 
     `scale` None means 1/sqrt(head_dim); causal is `window_right=0`. `config` None takes one that compiles everywhere and is
-    not tuned. `variant` is what `variants.variant_of` takes, and dlse, dbias, dsinks. Raises `ValueError` for tensors or tunables
-    that do not go together.
+    not tuned. `variant` is what `variants.variant_of` takes, and dlse, dbias, dsinks, nondeterministic. Raises `ValueError` for
+    tensors or tunables that do not go together.
     """
     dq = q.new_empty(q.shape) if dq is None else dq
     dk = k.new_empty(k.shape) if dk is None else dk
     dv = v.new_empty(v.shape) if dv is None else dv
-    scratch = {
-        name: q.new_empty(shape, dtype=dtype) for name, (shape, dtype) in workspaces(q, k, v, out, lse, dout).items()
-    }
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[3])
     if config is None:
         config = safe_config(q, v)
+    wanted = workspaces(q, k, v, out, lse, dout, structure=config.get("structure", "separate"))
+    scratch = {name: q.new_empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
     found = launches(
         q, k, v, out, lse, dout, dq, dk, dv, **scratch, scale=scale, window_left=window_left, window_right=window_right,
         top_left=top_left, **variant, **config,

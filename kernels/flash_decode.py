@@ -397,7 +397,7 @@ def workspaces(
     """Scratch tensors: accumulators, maxima (to base 2) and sums of every split, in the type of the sums; none for one split."""
     if num_splits == 1:
         return {}
-    wide = torch.promote_types(q.dtype, torch.float32)
+    wide = primitives.statistics_as(q.dtype)
     rows = (num_splits, *q.shape[:3])
     return {"sums": ((*rows, v.shape[3]), wide), "maxima": (rows, wide), "totals": (rows, wide)}
 
@@ -426,7 +426,7 @@ def flash_decode(
     if out is None:
         out = q.new_empty((*q.shape[:3], v.shape[3]))
     if lse is None:
-        lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+        lse = q.new_empty(q.shape[:3], dtype=primitives.statistics_as(q.dtype))
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[3])
     if config is None:

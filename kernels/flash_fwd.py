@@ -27,18 +27,29 @@ from .primitives import (
     tile_at_zero,
     visible,
 )
-from .variants import Functions, bounds_of, changed_scores, kept, key_blocks, narrowed, sequence_of, sink_of
+from .variants import (
+    Functions,
+    bounds_of,
+    changed_scores,
+    descaled,
+    kept,
+    key_blocks,
+    narrowed,
+    sequence_of,
+    sink_of,
+    value_scale,
+)
 
 PASS = "fwd"
+HEADROOM = primitives.HEADROOM
 
 _LOG2_E = tl.constexpr(primitives.LOG2_E)
 
 # So many tiles and more have programs of their own, where numbers of tiles could leave 32 bits.
 _MOST_TILES = 1 << 30
-# What a matrix instruction takes.
-_LEAST_COLUMNS = 16
 # Weights of up to 2^8 lose nothing beside smaller ones in fp16, and their sum is far from the end of fp32.
 _MOST_LAG = 8
+_LEAST_FACTOR = tl.constexpr(2.0**-126)
 
 
 @triton.jit
@@ -90,8 +101,12 @@ def _attend(
             )  # fmt: skip
         s = tl.where(seen, s, float("-inf"))
 
-    # Softmax
-    m_next = tl.maximum(m, tl.max(s, 1) * factor)
+    # Softmax. Weights that are cut down to 8 bits begin near the top of what these hold: the smallest that is not lost there is
+    # then 2^-18 of the largest (e4m3), not 2^-10. Whatever m is taken for, z and the log-sum-exp are of the same one.
+    m_next = tl.max(s, 1) * factor
+    if variant.lift is not None:
+        m_next -= variant.lift
+    m_next = tl.maximum(m, m_next)
     if LAG > 0:
         # Any number near the maximum does in its place, as out is a quotient: weights may then be as large as 2^LAG. A row
         # decides for itself, so that no other row has an influence on its bits.
@@ -173,6 +188,10 @@ def _attend_tile(
             offset = kv_len - q_len
     start_m = position * BLOCK_M
     row = start_m + tl.arange(0, BLOCK_M)
+    owner = batch
+    if variant.q_starts is not None:
+        owner = sequence
+    scale = descaled(scale, variant, owner, kv_head, _LEAST_FACTOR if RISING else 0)
 
     # Load
     q_base = q + batch * stride_q_batch + head * stride_q_head + tl.cast(q_first, tl.int64) * stride_q_row
@@ -203,7 +222,11 @@ def _attend_tile(
         # A key whose value is 0, seen before all others. One of -inf weighs nothing once another key is seen, and nothing else
         # is asked of z where none is.
         m = tl.zeros([BLOCK_M], dtype=ACC) + sink_of(variant, head, ACC) * _LOG2_E
-        z = z + 1.0
+        if variant.lift is not None:
+            m -= variant.lift
+            z = z + variant.lifted
+        else:
+            z = z + 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_DV], dtype=ACC)
     # Without a rest nothing is ever added to it, and no code is left of it.
     acc_rest = tl.zeros([BLOCK_M, BLOCK_V_REST], dtype=ACC)
@@ -256,11 +279,15 @@ def _attend_tile(
     o = acc / tl.where(z > 0, z, 1.0)[:, None]
     if variant.seed is not None:
         o = o * variant.kept_scale
+    if variant.v_descale is not None:
+        o = o * value_scale(variant, owner, kv_head)
     store_tile(o, out_base, start_m, q_len, stride_out_row, stride_out_col, V_HEAD_DIM, BLOCK_M, BLOCK_DV, WIDE)
     if V_REST:
         rest = acc_rest / tl.expand_dims(tl.where(z > 0, z, 1.0), 1)
         if variant.seed is not None:
             rest = rest * variant.kept_scale
+        if variant.v_descale is not None:
+            rest = rest * value_scale(variant, owner, kv_head)
         rest_base = out_base + tl.cast(stride_out_col, tl.int64) * V_HEAD_DIM
         store_tile(
             rest, rest_base, start_m, q_len, stride_out_row, stride_out_col, V_REST, BLOCK_M, BLOCK_V_REST, WIDE
@@ -343,6 +370,9 @@ def launches(
     mask: torch.Tensor | None = None,
     q_starts: torch.Tensor | None = None,
     kv_starts: torch.Tensor | None = None,
+    q_descale: torch.Tensor | None = None,
+    k_descale: torch.Tensor | None = None,
+    v_descale: torch.Tensor | None = None,
     *,
     scale: float,
     window_left: int | None,
@@ -386,9 +416,15 @@ def launches(
     `head_chunks` make two tiles of a head that is no power of two wide, where these are narrower than one that is padded.
     Sums are rescaled where the maximum of a row has risen by more than `lag` powers of two: 0 at every step.
     `multiprocessors` is how many the device has, where that cannot be asked (tensors on "meta").
+    Inputs of 8 bits stand for what their `descale`s multiply them with. Their weights are rounded to their type, lifted by as
+    many powers of two as it has headroom, less `lag`; scores and sums are fp32 (but see `primitives.product`), and `out` is bf16,
+    fp16 or fp32.
     Raises `ValueError` for tensors or tunables that do not go together.
     """
-    primitives.require_inputs(q, k, v, out=out)
+    eight = q.dtype in primitives.HEADROOM
+    primitives.require_inputs(q, k, v, eight_bits=True, **({} if eight else {"out": out}))
+    if eight and out.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"out must be bf16, fp16 or fp32 for inputs of 8 bits, found {out.dtype}")
     primitives.require_shapes({"out": (out, (*q.shape[:3], v.shape[3])), "lse": (lse, q.shape[:3])})
     primitives.require_blocks(block_m=block_m, block_n=block_n)
     primitives.require_choice(load=(load, ("pointer", "tma", "tma_kv")), loops=(loops, ("split", "single")))
@@ -409,16 +445,23 @@ def launches(
     if load != "pointer":
         primitives.require_tma(k=k, v=v, **({"q": q} if load == "tma" else {}))
     together = group * math.gcd(groups_together, batch * kv_heads) if head_order == "inner" else 1
-    columns, rest = _chunks(head_dim, head_chunks)
-    v_columns, v_rest = _chunks(v.shape[3], head_chunks)
-    block_d, block_dv = primitives.padded(columns), primitives.padded(v_columns)
-    block_rest, block_v_rest = primitives.padded(rest), primitives.padded(v_rest)
+    least = primitives.least_side(q.dtype)
+    if block_n < least:
+        raise ValueError(f"block_n must be at least {least} for {q.dtype}, found {block_n}")
+    columns, rest = _chunks(head_dim, head_chunks, least)
+    v_columns, v_rest = _chunks(v.shape[3], head_chunks, least)
+    block_d, block_dv = primitives.padded(columns, least), primitives.padded(v_columns, least)
+    block_rest, block_v_rest = primitives.padded(rest, least), primitives.padded(v_rest, least)
     wide = block_d + block_dv + (block_rest if rest else 0) + (block_v_rest if v_rest else 0)
     variant = variants.variant_of(
         q, k, softcap=softcap, chunk=chunk, dropout=dropout, dropout_seed=dropout_seed, slopes=slopes, bias=bias,
         sinks=sinks, prefix=prefix, q_documents=q_documents, kv_documents=kv_documents, mask=mask,
-        q_starts=q_starts, kv_starts=kv_starts, top_left=top_left, functions=functions,
+        q_starts=q_starts, kv_starts=kv_starts, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale,
+        top_left=top_left, functions=functions,
     )  # fmt: skip
+    if eight:
+        lift = primitives.HEADROOM[q.dtype] - lag
+        variant = variant._replace(lift=float(lift), lifted=2.0**lift)
     known = variants.constants(variant, functions)
     plain, masked = variants.packed_steps(variant, band, block_m, block_n)
     if known["FREE"] or (loops == "single" and any(masked)):
@@ -465,12 +508,12 @@ def launches(
     return [launch]
 
 
-def _chunks(head_dim: int, chunked: bool) -> tuple[int, int]:
+def _chunks(head_dim: int, chunked: bool, least: int) -> tuple[int, int]:
     """Columns of a head in its first tile and in a second one: the largest power of two and the rest, unless padding the rest as
     well would make both as wide as one tile for all."""
     first = 1 << (head_dim.bit_length() - 1)
     rest = head_dim - first
-    narrower = rest > 0 and first >= _LEAST_COLUMNS and first + primitives.padded(rest) < primitives.padded(head_dim)
+    narrower = rest > 0 and first >= least and first + primitives.padded(rest, least) < primitives.padded(head_dim)
     return (first, rest) if chunked and narrower else (head_dim, 0)
 
 
@@ -501,9 +544,9 @@ def flash_fwd(
     not tuned. `variant` is what `variants.variant_of` takes. Raises `ValueError` for tensors or tunables that do not go together.
     """
     if out is None:
-        out = q.new_empty((*q.shape[:3], v.shape[3]))
+        out = q.new_empty((*q.shape[:3], v.shape[3]), dtype=primitives.stored_as(q.dtype))
     if lse is None:
-        lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+        lse = q.new_empty(q.shape[:3], dtype=primitives.statistics_as(q.dtype))
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[3])
     if config is None:
@@ -520,9 +563,11 @@ def flash_fwd(
 def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     """A small configuration that fits any GPU Triton knows."""
     widest = max(primitives.padded(q.shape[3]), primitives.padded(v.shape[3]))
-    narrow = q.element_size() > 2 or widest > 128
+    eight = q.dtype in primitives.HEADROOM
+    narrow = q.element_size() > 2 or (widest > 128 and not eight)
     return {
-        "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 else 16, "num_warps": 4, "num_stages": 1,
+        "block_m": 32 if narrow else 64, "block_n": 32 if widest <= 128 or eight else 16,
+        "num_warps": 8 if eight and widest > 128 else 4, "num_stages": 1,
         "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
         "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1, "programs_per_sm": 0,
         "flatten": False, "lone_accumulator": False, "v_load": "late", "cache_hints": False, "precision": "ieee", "lag": 0,

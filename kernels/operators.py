@@ -53,6 +53,9 @@ VARIANTS = (
     Variant(name="kv_documents", kind="Tensor", meaning="the document of each key: (batch, kv_len)"),
     Variant(name="q_starts", kind="Tensor", meaning="where packed sequences begin, and the end: int32 (sequences + 1)"),
     Variant(name="kv_starts", kind="Tensor", meaning="the same of their keys: int32 (sequences + 1)"),
+    Variant(name="q_descale", kind="Tensor", meaning="what q of 8 bits is multiplied with: fp32 (batch or 1, kv_heads or 1)"),
+    Variant(name="k_descale", kind="Tensor", meaning="the same of k; of packed sequences (sequences or 1, kv_heads or 1)"),
+    Variant(name="v_descale", kind="Tensor", meaning="the same of v"),
     Variant(name="softcap", kind="float", meaning="a score s becomes softcap * tanh(s / softcap)"),
     Variant(name="chunk", kind="SymInt", meaning="queries see only keys of their own chunk of so many positions"),
     Variant(name="dropout", kind="float", meaning="the probability with which a weight is dropped"),
@@ -109,8 +112,7 @@ def define_operators(
         given, settings = _keywords(inputs, tensors, named)
         q, v = given["q"], given["v"]
         _require_sense(given, settings)
-        lse_type = torch.promote_types(q.dtype, torch.float32)
-        return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=lse_type)
+        return _results(q, v)
 
     def backward(*tensors: Tensor | None, config: str, wanted: list[bool], **named: Any) -> tuple[Tensor, ...]:
         asked = dict(zip(gradients, wanted, strict=True))
@@ -170,8 +172,7 @@ def define_paged(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
         q, k, v, table, lengths = tensors
         _require_one_device(dict(zip(_PAGED, tensors, strict=True)), {})
         paged.pages_of(q, k, v, table, lengths, top_left=settings["top_left"])
-        lse_type = torch.promote_types(q.dtype, torch.float32)
-        return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=lse_type)
+        return _results(q, v)
 
     read = ", ".join(f"Tensor {each}" for each in _PAGED)
     operator = torch.library.custom_op(
@@ -184,6 +185,12 @@ def define_paged(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 _PAGED = ("q", "k", "v", "block_table", "kv_lengths")
+
+
+def _results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """out and lse, with nothing in them."""
+    out = q.new_empty((*q.shape[:3], v.shape[3]), dtype=primitives.stored_as(q.dtype))
+    return out, q.new_empty(q.shape[:3], dtype=primitives.statistics_as(q.dtype))
 
 
 def _present(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
@@ -207,7 +214,7 @@ def _keywords(
 def _require_sense(given: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless the tensors and the numbers go together, as the kernels would."""
     _require_one_device(given, settings)
-    primitives.require_inputs(*(given[name] for name in ("q", "k", "v")))
+    primitives.require_inputs(*(given[name] for name in ("q", "k", "v")), eight_bits=True)
     added = {name: tensor for name, tensor in given.items() if name not in ("q", "k", "v")}
     added |= {name: value for name, value in settings.items() if name not in _ALWAYS}
     variants.variant_of(given["q"], given["k"], **added)
@@ -269,6 +276,8 @@ def run_backward(
     with torch.cuda.device_of(q):
         tensors = dict(given) | _described(chosen, q=q, k=k, v=v, dout=dout)
         added = {f"d{name}": given[name].new_empty(given[name].shape) for name, needed in wanted.items() if needed}
+        # Whoever asked has allowed it: `attention` refuses such a configuration otherwise.
+        settings = {**settings, "nondeterministic": chosen["structure"] == "atomic"}
         results = flash_bwd.flash_bwd(**tensors, **settings, **added, config=chosen)
     return (*results, *(added[f"d{name}"] if needed else q.new_empty(0) for name, needed in wanted.items()))
 

@@ -47,9 +47,31 @@ def rounded(x, dtype: tl.constexpr):
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         nearest = tl.where(x != x, 0x7FC0, nearest)
         result = nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    elif INTERPRETED and dtype == tl.float8e4nv:
+        result = _eight_bits(x, 3, 7, 0x7E).to(dtype, bitcast=True)
+    elif INTERPRETED and dtype == tl.float8e5:
+        result = _eight_bits(x, 2, 15, 0x7B).to(dtype, bitcast=True)
     else:
         result = x.to(dtype)
     return result
+
+
+@triton.jit
+def _eight_bits(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.constexpr):
+    """The bits of x in a format of 8 bits, to nearest even and no further than its largest number, as devices do
+    (PTX ISA, cvt.rn.satfinite). For the interpreter, which carries no digit over and cuts subnormal numbers off."""
+    SHIFT: tl.constexpr = 23 - MANTISSA
+    # Beside this number the last digit of fp32 is that of the subnormal numbers.
+    ANCHOR: tl.constexpr = 2.0 ** (24 - BIAS - MANTISSA)
+    bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+    size = (bits & 0x7FFFFFFF).to(tl.int32)
+    normal = ((size + ((1 << (SHIFT - 1)) - 1) + ((size >> SHIFT) & 1)) >> SHIFT) - ((127 - BIAS) << MANTISSA)
+    anchored = size.to(tl.float32, bitcast=True) + ANCHOR
+    anchor = (tl.zeros_like(anchored) + ANCHOR).to(tl.int32, bitcast=True)
+    subnormal = anchored.to(tl.int32, bitcast=True) - anchor
+    nearest = tl.where(size < ((128 - BIAS) << 23), subnormal, tl.minimum(normal, LARGEST))
+    nearest = tl.where(x != x, 0x7F, nearest)
+    return (nearest.to(tl.uint32) | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit
@@ -59,6 +81,17 @@ def widened(x, dtype: tl.constexpr):
         # The interpreter gives subnormal numbers another value; compiled code never comes here.
         bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
         result = bits.to(tl.float32, bitcast=True).to(dtype)
+    elif INTERPRETED and x.dtype == tl.float8e4nv:
+        bits = x.to(tl.uint8, bitcast=True).to(tl.uint32)
+        size = bits & 0x7F
+        # Eight subnormal numbers, and the one NaN of either sign.
+        whole = tl.where(size < 8, (size.to(tl.float32) * 0.001953125).to(tl.uint32, bitcast=True), (size + 960) << 20)
+        whole = tl.where(size == 0x7F, 0x7FC00000, whole) | ((bits & 0x80) << 24)
+        result = whole.to(tl.float32, bitcast=True).to(dtype)
+    elif INTERPRETED and x.dtype == tl.float8e5:
+        # The upper half of an fp16.
+        bits = x.to(tl.uint8, bitcast=True).to(tl.uint16) << 8
+        result = bits.to(tl.float16, bitcast=True).to(dtype)
     else:
         result = x.to(dtype)
     return result
@@ -71,7 +104,13 @@ def product(a, b, acc, PRECISION: tl.constexpr = _IEEE):
         # The interpreter multiplies bf16 as bit patterns; in the type of acc the product of 16-bit numbers is as exact.
         a = widened(a, acc.dtype)
         b = widened(b, acc.dtype)
-    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    if (a.dtype == tl.float8e4nv or a.dtype == tl.float8e5) and b.shape[1] <= 256:
+        # Hopper adds products of 8 bits up with 14 digits: those of one tile, and no more. Their sum meets acc in its own type,
+        # unless there are so many columns that no registers are left for both.
+        result = tl.dot(a, b, acc, max_num_imprecise_acc=a.shape[1], out_dtype=acc.dtype)
+    else:
+        result = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    return result
 
 
 @triton.jit
@@ -334,9 +373,28 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def padded(head_dim: int) -> int:
+# By how many powers of two weights may lie above 1 in types of 8 bits: their largest power of two.
+HEADROOM = {torch.float8_e4m3fn: 8, torch.float8_e5m2: 15}
+
+
+def least_side(dtype: torch.dtype) -> int:
+    """What a matrix instruction takes at least of the side along which it sums: 16 numbers, 32 of 8 bits."""
+    return 32 if dtype in HEADROOM else 16
+
+
+def stored_as(dtype: torch.dtype) -> torch.dtype:
+    """The type of results for inputs of a type, where nobody asks for another one: their own, bf16 for those of 8 bits."""
+    return torch.bfloat16 if dtype in HEADROOM else dtype
+
+
+def statistics_as(dtype: torch.dtype) -> torch.dtype:
+    """The type of log-sum-exps for inputs of a type: fp32, or fp64 for fp64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def padded(head_dim: int, least: int = 16) -> int:
     """The tile width that holds a head: a power of two, and at least what a matrix instruction takes."""
-    return max(16, triton.next_power_of_2(head_dim))
+    return max(least, triton.next_power_of_2(head_dim))
 
 
 def folded_grid(positions: int, rows: int) -> tuple[int, int, int]:
@@ -414,12 +472,15 @@ def require_shapes(expected: Mapping[str, tuple[torch.Tensor, Sequence[int]]]) -
 
 
 def require_inputs(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, paged: bool = False, **same_type: torch.Tensor
-) -> None:
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, paged: bool = False, eight_bits: bool = False,
+    **same_type: torch.Tensor,
+) -> None:  # fmt: skip
     """Raise `ValueError` unless q, k and v belong together and share their type with `same_type`. `paged`: the first axis of k
-    and v has pages, any number of them, instead of sequences."""
+    and v has pages, any number of them, instead of sequences. `eight_bits` types are taken too."""
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"q, k and v must have four axes, found {q.ndim}, {k.ndim} and {v.ndim}")
+    if q.dtype in HEADROOM:
+        require_eight_bits(q, eight_bits)
     batch, q_heads, _, head_dim = q.shape
     kv_heads, kv_len = k.shape[1:3]
     batch = k.shape[0] if paged else batch
@@ -430,8 +491,16 @@ def require_inputs(
         if tensor.dtype != q.dtype:
             raise ValueError(f"{name} must have the type of q ({q.dtype}), found {tensor.dtype}")
     allowed = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    if q.dtype not in allowed[: 4 if INTERPRETED.value else 3]:
+    if q.dtype not in (*allowed[: 4 if INTERPRETED.value else 3], *HEADROOM):
         raise ValueError(f"q must be fp16, bf16 or fp32 (or fp64 in the interpreter), found {q.dtype}")
+
+
+def require_eight_bits(q: torch.Tensor, taken: bool) -> None:
+    """Raise `ValueError` where a kernel, or the device of q, does not multiply numbers of 8 bits."""
+    if not taken:
+        raise ValueError(f"q is {q.dtype}, and only flash_fwd, forward without pages, takes types of 8 bits: convert q, k and v")
+    if q.device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(q.device) < (8, 9)):
+        raise ValueError(f"q is {q.dtype}, which matrix units multiply from sm_89 on, and none of CDNA 3: convert q, k and v")
 
 
 def options(*, num_warps: int, num_stages: int, waves_per_eu: int, maxnreg: int = 0) -> dict[str, Any]:

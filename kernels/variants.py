@@ -36,6 +36,9 @@ class Variant(NamedTuple):
     q_starts and kv_starts (sequences + 1) say where packed sequences begin and end, `search_steps` bounds the search for one;
     `bottom_right` is 1 unless their bands are aligned top-left. `kept_above` is the smallest of 2^32 random numbers for which
     dropout keeps a pair, `kept_scale` what it is multiplied with. `given` is the caller's tuple for functions of its own.
+    q_descale, k_descale and v_descale (batch, kv_heads), of packed sequences (sequences, kv_heads), are what the numbers of q, k
+    and v are multiplied with, stride 0 as above. Weights are `lifted` times as large, which is 2^`lift`, where they are cut down
+    to 8 bits.
     """
 
     softcap: Any = None
@@ -72,6 +75,17 @@ class Variant(NamedTuple):
     sequences: Any = None
     search_steps: Any = None
     bottom_right: Any = None
+    q_descale: Any = None
+    stride_q_descale_batch: Any = None
+    stride_q_descale_head: Any = None
+    k_descale: Any = None
+    stride_k_descale_batch: Any = None
+    stride_k_descale_head: Any = None
+    v_descale: Any = None
+    stride_v_descale_batch: Any = None
+    stride_v_descale_head: Any = None
+    lift: Any = None
+    lifted: Any = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,8 +242,30 @@ def query_blocks(first, last, first_key, last_key, variant, batch, offset, q_len
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Device: sinks and dropout
+# Device: scales of tensors, sinks and dropout
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def descaled(factor, variant, sequence, kv_head, LEAST: tl.constexpr):
+    """The factor of scores, times what numbers of q and k stand for. Where it must stay positive it is at least LEAST, for scales
+    of 0, which tensors of nothing but 0 have: so small a factor makes every score 0 as well."""
+    if variant.q_descale is not None:
+        at = variant.q_descale + tl.cast(sequence, tl.int64) * variant.stride_q_descale_batch
+        factor = factor * tl.load(at + tl.cast(kv_head, tl.int64) * variant.stride_q_descale_head)
+    if variant.k_descale is not None:
+        at = variant.k_descale + tl.cast(sequence, tl.int64) * variant.stride_k_descale_batch
+        factor = factor * tl.load(at + tl.cast(kv_head, tl.int64) * variant.stride_k_descale_head)
+    if LEAST > 0 and (variant.q_descale is not None or variant.k_descale is not None):
+        factor = tl.maximum(factor, LEAST)
+    return factor
+
+
+@triton.jit
+def value_scale(variant, sequence, kv_head):
+    """What the numbers of v stand for."""
+    at = variant.v_descale + tl.cast(sequence, tl.int64) * variant.stride_v_descale_batch
+    return tl.load(at + tl.cast(kv_head, tl.int64) * variant.stride_v_descale_head)
 
 
 @triton.jit
@@ -288,6 +324,9 @@ def variant_of(
     mask: torch.Tensor | None = None,
     q_starts: torch.Tensor | None = None,
     kv_starts: torch.Tensor | None = None,
+    q_descale: torch.Tensor | None = None,
+    k_descale: torch.Tensor | None = None,
+    v_descale: torch.Tensor | None = None,
     top_left: bool = False,
     functions: Functions | None = None,
 ) -> Variant:
@@ -295,7 +334,8 @@ def variant_of(
 
     slopes are (batch or 1, q_heads), sinks (q_heads), prefix (batch), documents (batch, length), bias and mask (batch or 1,
     q_heads or 1, q_len or 1, kv_len or 1). q_starts and kv_starts (sequences + 1) rise from 0 to q_len and to kv_len, which is
-    not checked, because they lie on the device.
+    not checked, because they lie on the device. q_descale, k_descale and v_descale, for inputs of 8 bits only, are fp32 (batch or
+    1, kv_heads or 1), of packed sequences (sequences or 1, kv_heads or 1), and at least 0, which is not checked either.
     """
     batch, q_heads, q_len, _ = q.shape
     kv_len = k.shape[2]
@@ -329,7 +369,20 @@ def variant_of(
         for name, part in refused.items():
             if part is not None:
                 raise ValueError(f"packed sequences cannot be combined with {name}; use documents, or one batch per sequence")
+    sequences = batch if q_starts is None else len(q_starts) - 1
+    for name, scale in {"q_descale": q_descale, "k_descale": k_descale, "v_descale": v_descale}.items():
+        found |= _scale_of(name, scale, (sequences, k.shape[1]), q.dtype)
     return Variant(softcap=softcap, chunk=chunk, given=functions.given if functions else None, **found)
+
+
+def _scale_of(name: str, scale: torch.Tensor | None, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
+    """The scale of a tensor; one number may come without axes."""
+    if scale is None:
+        return {}
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    if dtype not in (*primitives.HEADROOM, torch.float64) or scale.dtype != wanted:
+        raise ValueError(f"{name} must be {wanted} and is for inputs of 8 bits, found {scale.dtype} beside {dtype}")
+    return _expanded(name, scale.reshape(1, 1) if scale.ndim == 0 else scale, shape, ("batch", "head"))
 
 
 def _packed(

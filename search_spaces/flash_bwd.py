@@ -55,8 +55,9 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
         Param("waves_per_eu", (0,) if cuda else (0, 1, 2), "fewer registers for more waves", interpreted=False),
         Param(
             "structure",
-            ("separate", "fused"),
-            "one launch for both begins with queries where no tile of keys is left, with the registers of the hungrier",
+            ("separate", "fused", "atomic"),
+            "one launch for both begins with queries where no tile of keys is left, with the registers of the hungrier; "
+            "atomic additions of dq spare all that is computed twice, for traffic and for equal bits",
         ),
     )
 
@@ -83,13 +84,23 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
 
     def fits_registers(config: Config) -> bool:
         threads = int(config["dkdv_warps"]) * device.warp_size
-        sums = int(config["dkdv_block_n"]) * (wide + wide_v + int(config["dkdv_block_m"])) // threads
+        share = int(config["dkdv_block_m"]) * wide if config["structure"] == "atomic" else 0
+        sums = (int(config["dkdv_block_n"]) * (wide + wide_v + int(config["dkdv_block_m"])) + share) // threads
         query_threads = int(config["dq_warps"]) * device.warp_size
         query_sums = int(config["dq_block_m"]) * (wide + int(config["dq_block_n"])) // query_threads
         return max(sums, query_sums) <= device.registers_per_thread
 
     def launched_together(config: Config) -> bool:
-        return config["structure"] == "separate" or config["dkdv_warps"] == config["dq_warps"]
+        return config["structure"] != "fused" or config["dkdv_warps"] == config["dq_warps"]
+
+    def in_any_order(config: Config) -> bool:
+        return config["structure"] != "atomic" or problem.nondeterministic
+
+    def one_tile(config: Config) -> bool:
+        if config["structure"] != "atomic":
+            return True
+        alike = all(config[f"dq_{name}"] == config[f"dkdv_{name}"] for name in ("block_m", "block_n", "warps"))
+        return alike and config["dq_stages"] == 1 and config["dq_load"] == "pointer"
 
     return (
         Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
@@ -97,6 +108,12 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         Rule("shared_memory", "the blocks in flight do not fit a block's shared memory", fits_shared),
         Rule("registers", "scores and gradients alone need more registers than a thread has", fits_registers),
         Rule("fused_warps", "programs of one launch have as many warps", launched_together),
+        Rule(
+            "atomic_order",
+            "additions in any order give other bits in every run, which a problem must allow",
+            in_any_order,
+        ),
+        Rule("atomic_tiles", "where shares of dq are added to memory, it has no tiles of its own to choose", one_tile),
     )
 
 

@@ -6,7 +6,7 @@ Figures come from compiling the kernel for sm_80, sm_89, sm_90, sm_100 and gfx94
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space, padded, power_of_two
+from harness.space import Config, Param, Rule, Space, eight_bits, padded, power_of_two
 
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 64
@@ -33,9 +33,10 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
     block_m, block_n, warps, stages = _default_tile(problem, device)
     block_m = min(block_m, max(_LEAST_QUERIES, power_of_two(problem.q_len)))
     block_n = min(block_n, max(_LEAST_KEYS, power_of_two(problem.kv_len)))
-    # Heads of 576 fit in two tiles only, and in registers only if they come by pointers.
+    # Heads of 576 fit in two tiles only, and in registers only if they come by pointers; those of 8 bits by descriptors.
     halved = problem.head_dim > 512 and _divisible(problem)
-    described = _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] == 2 and not halved
+    described = _tma_possible(problem, device) and DTYPE_BYTES[problem.dtype] <= 2
+    described = described and not (halved and not _eight_bits_on_hopper(problem, device))
     return Config({
         "block_m": block_m, "block_n": block_n, "num_warps": warps, "num_stages": stages, "precision": "ieee",
         "load": "tma" if described else "pointer", "loops": "split", "warp_specialize": False, "head_order": "outer",
@@ -86,9 +87,7 @@ def _grid_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
             "groups_together", (1, 2, 4, 8, 16) if several else (1,),
             "as many heads as the cache holds keys of take turns, so that long tiles of all start first",
         ),
-        Param(
-            "programs_per_sm", (0, 1, 2, 4), "programs that stay begin once and share out long and short tiles; 0 is one each"
-        ),
+        Param("programs_per_sm", (0, 1, 2, 4), "programs that stay begin once and share out long and short tiles; 0 is one each"),
         Param(
             "flatten", (False, True), "one loop over the keys of all tiles begins to load the next tile early", interpreted=False
         ),
@@ -99,9 +98,7 @@ def _code_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
     cuda = device.vendor == "cuda"
     return (
         Param("waves_per_eu", (0,) if cuda else (0, 1, 2, 3), "fewer registers for more waves", interpreted=False),
-        Param(
-            "maxnreg", _REGISTER_LIMITS if cuda else (0,), "fewer registers let another block hide latency", interpreted=False
-        ),
+        Param("maxnreg", _REGISTER_LIMITS if cuda else (0,), "fewer registers let another block hide latency", interpreted=False),
         Param(
             "lag", (0, 8) if device.compute_capability < 100 else (0,),
             "sums that wait until a maximum has risen by so many powers of two are rarely rescaled, for a vote at each step",
@@ -172,6 +169,7 @@ def _tile_rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         return not (config["warp_specialize"] and by_pointer)
 
     return (
+        *((eight_bits(device.multiplies(problem.dtype)),) if problem.eight_bits else ()),
         Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
         Rule("warps_per_tile", "more than four warps would share 16 rows", enough_rows),
         Rule("causal_tile_shape", "most of a tile this wide would lie outside the band", square_enough),
@@ -198,9 +196,8 @@ def _grid_rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         return problem.group * count > 1 and count in (1, most)
 
     def waits_for_turns(config: Config) -> bool:
-        count = int(config["groups_together"])
-        tiles = count * problem.group * -(-problem.q_len // int(config["block_m"]))
-        return count == 1 or tiles > device.multiprocessors
+        count, tiles = int(config["groups_together"]), problem.group * -(-problem.q_len // int(config["block_m"]))
+        return count == 1 or count * tiles > device.multiprocessors
 
     def worth_staying(config: Config) -> bool:
         programs = int(config["programs_per_sm"]) * device.multiprocessors
@@ -271,8 +268,7 @@ def _code_rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         return branches and problem.kv_len > int(config["block_n"])
 
     def in_tensor_memory(config: Config) -> bool:
-        on_matrix_units = problem.dtype != "fp32" or config["precision"] != "ieee"
-        return not config["lone_accumulator"] or on_matrix_units
+        return not config["lone_accumulator"] or problem.dtype != "fp32" or config["precision"] != "ieee"
 
     return (
         Rule("lag", "needs a second block of keys, and sums outside tensor memory and specialized warps (Triton 3.6 fails)",
@@ -313,6 +309,10 @@ def _width(head_dim: int, *, chunked: object) -> int:
     return min(halves, padded(head_dim)) if chunked and head_dim > first >= 16 else padded(head_dim)
 
 
+def _eight_bits_on_hopper(problem: Problem, device: DeviceFacts) -> bool:
+    return problem.eight_bits and device.compute_capability == 90
+
+
 def _may_mask(problem: Problem, block_n: int = 256) -> bool:
     """Whether some key block may need a mask: a band, sequences that end anywhere, or keys that `block_n` does not divide."""
     return problem.banded or problem.packed is not None or problem.kv_len % block_n != 0
@@ -321,12 +321,8 @@ def _may_mask(problem: Problem, block_n: int = 256) -> bool:
 def _groups_in_cache(problem: Problem, device: DeviceFacts) -> int:
     """The largest power of two of key/value heads whose keys and values leave a third of L2 free; it divides their number."""
     each = problem.kv_len * (problem.head_dim + problem.v_head_dim) * DTYPE_BYTES[problem.dtype]
-    count = 1
-    while (
-        3 * 2 * count * each <= 2 * device.l2_bytes
-        and problem.batch * problem.kv_heads % (2 * count) == 0
-        and count < 16
-    ):
+    heads, count = problem.batch * problem.kv_heads, 1
+    while 3 * 2 * count * each <= 2 * device.l2_bytes and heads % (2 * count) == 0 and count < 16:
         count *= 2
     return count
 
@@ -350,7 +346,7 @@ def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
     step = block_n * (wide + wide_v) * size
     if device.vendor != "cuda" or stages == 1:
         return block_n * min(wide, wide_v) * size
-    grouped = size == 2 or config["precision"] == "tf32"
+    grouped = size <= 2 or config["precision"] == "tf32"
     if device.compute_capability >= 90 and grouped and block_m >= 64 and int(config["num_warps"]) >= 4:
         # Matrix instructions of a warp group read both operands from shared memory while later blocks arrive.
         return block_m * wide * size + stages * step
@@ -382,9 +378,13 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
     crowded = problem.bias is not None or problem.dropout > 0
     if device.compute_capability >= 90:
         deep = uneven and device.compute_capability >= 100
+        if _eight_bits_on_hopper(problem, device):
+            # What the units add up goes through registers of its own.
+            crowded = crowded or problem.mask is not None or problem.documents
+            return (64, 64, 8, 2) if widest > 128 else (128, 64 if crowded else 128, 8, 2)
         if crowded:
-            narrow = 64 if device.compute_capability < 100 else 32
-            return (128, 64, 8, 2) if widest <= 128 else (64, narrow, 8, 2)
+            tall = 64 if problem.eight_bits and problem.dropout else 128
+            return (tall, 64, 8, 2) if widest <= 128 else (64, 64 if device.compute_capability < 100 else 32, 8, 2)
         return (128, 128, 8, 2) if widest <= 128 else (128, 64, 8, 3 if deep else 2)
     if widest <= 128:
         return (128, 64, 8, 2) if widest <= 64 else (64, 64, 8, 2) if problem.packed else (128, 32, 8, 2)
@@ -395,6 +395,6 @@ def _widest_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int, 
     """block_m, block_n, num_warps, num_stages for heads beyond 256 in 16 bits, whose sums fill the registers."""
     if device.vendor != "cuda":
         return (64, 16, 8, 1) if problem.head_dim <= 512 else (32, 16, 8, 1)
-    if device.compute_capability >= 90 and problem.head_dim <= 512:
+    if device.compute_capability >= 90 and (problem.head_dim <= 512 or _eight_bits_on_hopper(problem, device)):
         return 64, 32, 8, 2
     return 32, 32, 8, 1

@@ -9,11 +9,12 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports only from lines above its own; modules of one line may import one another without a cycle.
 LAYERS = (
-    ("errors", "problem", "stats", "operation"),
+    ("errors", "notation", "problem", "stats", "operation"),
     (
         "space",
         "device",
         "paging",
+        "scales",
         "inputs",
         "oracle",
         "loops",

@@ -85,7 +85,7 @@ def test_a_planted_bug_is_found_shrunk_kept_and_replayed(workspace: Path) -> Non
     ],
 )
 def test_a_crash_is_a_counterexample_and_not_the_end_of_the_tool(workspace: Path, act: str, says: str) -> None:
-    anchor = "    primitives.require_inputs(q, k, v, out=out)\n"
+    anchor = "    primitives.require_blocks(block_m=block_m, block_n=block_n)\n"
     plant(workspace, "flash_fwd.py", anchor, anchor + f"    if q.shape[2] > 4:\n        {act}\n")
     done = flashtune("fuzz", "flash_fwd", "--time", "60s", "--seed", "1", cwd=workspace)
     assert done.returncode == 1, done.stderr
@@ -98,7 +98,7 @@ def test_a_crash_is_a_counterexample_and_not_the_end_of_the_tool(workspace: Path
 
 
 def test_a_kernel_that_refuses_everything_is_not_passed(workspace: Path) -> None:
-    anchor = "    primitives.require_inputs(q, k, v, out=out)\n"
+    anchor = "    primitives.require_blocks(block_m=block_m, block_n=block_n)\n"
     plant(workspace, "flash_fwd.py", anchor, anchor + '    raise ValueError("not today")\n')
     done = flashtune("fuzz", "flash_fwd", "--cases", "8", "--time", "60s", cwd=workspace)
     assert done.returncode == 3
@@ -106,7 +106,7 @@ def test_a_kernel_that_refuses_everything_is_not_passed(workspace: Path) -> None
 
 
 def test_a_bug_on_the_host_side_is_a_finding_about_the_kernel(workspace: Path) -> None:
-    anchor = "    primitives.require_inputs(q, k, v, out=out)\n"
+    anchor = "    primitives.require_blocks(block_m=block_m, block_n=block_n)\n"
     plant(workspace, "flash_fwd.py", anchor, anchor + "    None + 1\n")
     done = flashtune("fuzz", "flash_fwd", "--time", "60s", cwd=workspace)
     assert done.returncode == 1

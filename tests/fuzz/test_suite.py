@@ -17,6 +17,7 @@ from harness.errors import RefusedError, SubjectError, UsageError
 from harness.footprint import zeros
 from harness.fuzz_child import Fuzzer, Plan
 from harness.inputs import DTYPES
+from harness.judges import JUDGES
 from harness.oracle import backward, forward
 from harness.problem import Problem, parse_problem
 from harness.shrink import shrink
@@ -98,6 +99,40 @@ def test_on_a_device_the_cases_of_a_round_share_what_is_compiled_in() -> None:
         families.add(family)
         assert len({case.asked.q_len for case in cases}) > 1
     assert len(families) > 3
+
+
+class Restless(Perfect):
+    """Right within its bounds; the last bit of dq changes from run to run, unless sums are exact in any order. `always`: even
+    then."""
+
+    def __init__(self, *, always: bool) -> None:
+        super().__init__()
+        self.runs, self.always = 0, always
+
+    def contract(self, problem: Problem) -> RoundingContract:
+        return replace(contract_for(problem.dtype), reproducible=not problem.nondeterministic)
+
+    def run(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Answer:
+        self.runs += 1
+        answer = super().run(problem, inputs)
+        probe = bool((inputs["dout"].abs().sum(-1) <= 1).all())
+        if self.always or not probe:
+            bits = answer.outputs["dq"].view(torch.int16)
+            bits ^= self.runs % 2 * (answer.outputs["dq"] != 0).to(torch.int16)
+        return answer
+
+
+@pytest.mark.parametrize("name", ["repeat", "repetition"])
+def test_other_bits_in_every_run_are_flaky_only_where_sums_are_exact_or_nobody_allowed_them(name: str) -> None:
+    allowed = replace(CASE, problem="b1 h4/2 q33 k32 d16 fp16 softcap=2.0 nondeterministic bwd", lies={}, patches=())
+    forbidden = replace(allowed, problem=allowed.problem.replace(" nondeterministic", ""))
+    assert JUDGES[name].find(Restless(always=False), allowed)[0] is None
+    assert JUDGES[name].find(Restless(always=False), allowed)[1]
+    # Two runs of the other judge may lie two bounds apart.
+    assert name != "repeat" or JUDGES[name].find(Restless(always=True), allowed)[0]
+    assert JUDGES[name].find(Restless(always=False), forbidden)[0]
+    wide = replace(allowed, problem=allowed.problem.replace("fp16", "fp32"))
+    assert JUDGES["repeat"].excludes(Perfect(), wide) and not JUDGES["repeat"].excludes(Perfect(), allowed)
 
 
 class Flickering(Perfect):

@@ -1,7 +1,7 @@
 """Asking the stock kernels a question in the interpreter: guarded inputs, poisoned outputs, the derived bounds as judge."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +11,7 @@ from harness import bounds, compare, inputs, oracle
 from harness.inputs import Guarded, Placement
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.problem import Problem, parse_problem
-from harness.subject import lag_of, workspaces_of
+from harness.subject import shifted, workspaces_of
 from kernels import flash_bwd, flash_decode, flash_fwd
 
 KERNELS = {"fwd": flash_fwd, "bwd": flash_bwd}
@@ -95,7 +95,8 @@ def ask(
 def check(answer: Answer, *, structured: bool = False, key_block: int = 16) -> None:
     """Fail unless every element of every output lies within its derived bound, and empty rows are exact."""
     problem, values = answer.problem, answer.values
-    contract = replace(bounds.contract_for(problem.dtype, key_block=key_block), lag=lag_of(answer.config))
+    contract = bounds.contract_for(problem.dtype, key_block=key_block)
+    contract = shifted(contract, KERNELS[problem.pass_], problem.dtype, answer.config)
     expect = bounds.expect_forward if problem.pass_ == "fwd" else bounds.expect_backward
     expected = expect(problem, values, contract, structured=structured)
     for found in compare.judge(answer.outputs, expected, case=str(problem)):

@@ -25,6 +25,8 @@ FEW = [
     ("a100", "b2 h8 s4096 d128 bf16 causal bwd"),
     ("mi300x", "b2 h8 s4096 d64 bf16 causal fwd"),
     ("b200", "b2 h8/2 s4096 d128 bf16 causal fwd"),
+    ("h200", "b2 h8/2 s4096 d128 fp8e4m3 causal fwd"),
+    ("rtx4090", "b2 h8/2 s4096 d64 fp8e5m2 causal fwd"),
 ]
 FEW_DECODING = [
     ("h200", "b4 h32/8 q1 k8192 d128 bf16 causal"),
@@ -91,6 +93,18 @@ WIDE = [
 ]  # fmt: skip
 
 
+# Those of 8 bits, on devices that multiply them.
+EIGHT_BITS = [
+    (device, f"b{1 if added.startswith('packed') else 2} h8/2 s4096 d{head_dim} {dtype} causal {added} fwd")
+    for device in ("rtx4090", "h200", "b200")
+    for head_dim, every in (
+        ("64", ADDED), ("128", ADDED), ("256", ADDED), ("192/128", ()), ("96", ()), ("512", ()), ("576/512", ())
+    )
+    for dtype, several in (("fp8e4m3", ("", *every)), ("fp8e5m2", ("",)))
+    for added in several
+]  # fmt: skip
+
+
 def child(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_INTERPRET")}
     return subprocess.run(
@@ -149,13 +163,17 @@ STRUCTURES = [
     ("h200", "b2 h8/2 s4096 d576/512 bf16 causal fwd", "flash_fwd", {}),
     ("h200", "b2 h8/2 s4096 d128 bf16 causal bwd", "flash_bwd", {"structure": "fused"}),
     ("mi300x", "b2 h8/2 s4096 d128 bf16 causal bwd", "flash_bwd", {"structure": "fused"}),
+    ("h200", "b2 h8/2 s4096 d128 bf16 causal nondeterministic bwd", "flash_bwd",
+     {"structure": "atomic", "dkdv_block_m": 64, "dkdv_block_n": 64}),
+    ("mi300x", "b2 h8/2 s4096 d64 bf16 causal nondeterministic bwd", "flash_bwd", {"structure": "atomic"}),
 ]  # fmt: skip
 
 
 def test_every_structure_compiles_without_spills() -> None:
     found = compiled(STRUCTURES)
     assert [entry["kernel"] for entry in found if "rows" not in entry["kernel"]] == [
-        "flash_fwd_kernel", "flash_fwd_kernel", "flash_bwd_fused_kernel", "flash_bwd_fused_kernel"
+        "flash_fwd_kernel", "flash_fwd_kernel", "flash_bwd_fused_kernel", "flash_bwd_fused_kernel",
+        *("flash_bwd_dkdv_kernel", "flash_bwd_dq_cast_kernel") * 2,
     ]  # fmt: skip
     assert not [entry for entry in found if entry["spill_bytes"] or entry["shared_bytes"] > entry["shared_limit"]]
 
@@ -204,7 +222,7 @@ def test_warps_of_programs_that_stay_are_specialized() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ARCHITECTURES)
 def test_every_default_compiles_without_spills(device: str) -> None:
-    found = complaints([job for job in (*ALL, *WIDE) if job[0] == device])
+    found = complaints([job for job in (*ALL, *WIDE, *EIGHT_BITS) if job[0] == device])
     found += complaints([job for job in DECODING if job[0] == device], "flash_decode")
     assert not found, "\n".join(found)
 

@@ -49,6 +49,38 @@ def test_every_default_of_decoding_is_legal_for_wide_heads_and_few_queries(devic
         flash_decode.space(problem, TARGETS[device]).check(flash_decode.default(problem, TARGETS[device]))
 
 
+def test_atomic_additions_are_for_problems_that_allow_them() -> None:
+    alike = {"dq_block_m": 32, "dq_block_n": 128, "dq_warps": 8, "dq_stages": 1, "dq_load": "pointer"}
+    alike |= {"dkdv_block_m": 32, "dkdv_block_n": 128, "dkdv_warps": 8}
+    allowed = f"{LONG} nondeterministic"
+    assert backward("h200", LONG, structure="atomic", **alike) == "atomic_order"
+    assert backward("h200", allowed, structure="atomic", **alike) is None
+    assert backward("h200", allowed, structure="atomic", **alike | {"dq_stages": 2}) == "atomic_tiles"
+    assert backward("h200", allowed, structure="atomic", **alike | {"dq_block_m": 64}) == "atomic_tiles"
+    for text, most in ((LONG, 0), (allowed, 200)):
+        space = flash_bwd.space(parse_problem(f"{text} bwd"), TARGETS["h200"])
+        atomic = [config for config in space.legal if config["structure"] == "atomic"]
+        assert bool(most) <= len(atomic) <= most and len(space.legal) > len(atomic)
+
+
+@pytest.mark.parametrize("device", [name for name, facts in TARGETS.items() if facts.multiplies("fp8e4m3")])
+def test_every_default_of_eight_bits_is_legal(device: str) -> None:
+    for text in (*PROBLEMS, "b2 h8/2 s4096 d576/512 bf16", "b2 h8/2 s4096 d512 bf16 mask=bk"):
+        if "fp32" not in text:
+            problem = parse_problem(text.replace("bf16", "fp8e4m3"))
+            flash_fwd.space(problem, TARGETS[device]).check(flash_fwd.default(problem, TARGETS[device]))
+
+
+def test_types_of_eight_bits_are_refused_where_matrix_units_do_not_take_them() -> None:
+    for dtype, device in itertools.product(("fp8e4m3", "fp8e5m2"), ("a100", "mi300x")):
+        problem = parse_problem(f"b2 h8/2 s4096 d128 {dtype}")
+        space = flash_fwd.space(problem, TARGETS[device])
+        assert not space.legal and space.census.alone["eight_bits"] == space.census.size
+        assert forward(device, str(problem)) == "eight_bits"
+    assert forward("h200", LONG.replace("bf16", "fp8e4m3"), block_m=64, block_n=16, num_warps=4) == "eight_bits"
+    assert forward("h200", LONG.replace("bf16", "fp8e4m3"), block_m=64, block_n=32, num_warps=4) is None
+
+
 def forward(device: str, problem: str, **changes: object) -> str | None:
     """Name of the rule that removes the default config with `changes`, or None."""
     parsed, target = parse_problem(problem), TARGETS[device]

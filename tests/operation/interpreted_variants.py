@@ -26,7 +26,7 @@ ALONE = (
     "softcap=1.5 fp16", "softcap=0.5 causal fp32", "alibi causal bf16", "alibi top-left window=4:6 fp32", "bias=bhqk bf16",
     "bias=hk causal fp16", "bias=1 fp32", "sinks causal bf16", "sinks fp32", "dropout=0.3 bf16", "prefix causal fp16",
     "chunk=6 bf16", "documents causal fp32", "mask=bk bf16", "mask=bhqk causal fp32", "lse-grad causal fp32", "lse-grad bf16",
-    "packed=3 causal bf16", "packed=2 window=3:5 top-left fp32",
+    "packed=3 causal bf16", "packed=2 window=3:5 top-left fp32", "nondeterministic causal bf16",
 )  # fmt: skip
 TOGETHER = (
     "softcap=1.0 alibi bias=hqk sinks dropout=0.5 prefix chunk=7 documents mask=bqk lse-grad bf16",
@@ -52,7 +52,7 @@ def test_there_is_a_problem_for_everything_that_the_kernels_take() -> None:
     ]
     assert {name for words in ALONE for name in described(words).variants} == taken[0] | taken[1]
     parameters = set(inspect.signature(attention).parameters)
-    assert {"lse_grad", *supported(parameters, "fwd")} == taken[0] | taken[1]
+    assert {"lse_grad", "nondeterministic", *supported(parameters, "fwd")} == taken[0] | taken[1]
     assert {each.name for each in VARIANTS} < parameters
 
 

@@ -61,6 +61,17 @@ PAGED = [
 ]
 
 
+# Nor have those.
+EIGHT_BITS = [
+    parse_problem(text)
+    for text in (
+        "b2 h4/2 q5 k7 d3 fp8e4m3 causal",
+        "b1 h6/3 q7 k5 d4/3 fp8e5m2 softcap=1.5 sinks dropout=0.3",
+        "b1 h4/2 q13 k17 d3 fp8e4m3 packed=4 causal alibi",
+    )
+]
+
+
 def listed(tensors):
     return {name: tensor.double().tolist() for name, tensor in tensors.items()}
 
@@ -104,6 +115,28 @@ def test_loops_and_the_oracle_find_the_same_rows_in_pages(problem):
         for name, loop in loops.loop_forward(problem, listed(tensors)).items():
             found = oracle.forward(problem, tensors)[name]
             assert_same(found, torch.tensor(loop, dtype=torch.float64), allowed(problem, tensors, name))
+
+
+@pytest.mark.parametrize("problem", EIGHT_BITS, ids=str)
+def test_loops_and_the_oracle_multiply_with_the_same_scales(problem):
+    for seed in range(3):
+        tensors = inputs.draw(problem, seed=seed)
+        for name, loop in loops.loop_forward(problem, listed(tensors)).items():
+            found = oracle.forward(problem, tensors)[name]
+            assert_same(found, torch.tensor(loop, dtype=torch.float64), allowed(problem, tensors, name))
+
+
+def test_a_scale_multiplies_numbers_of_its_own_head():
+    problem = parse_problem("b2 h4/2 q5 k7 d3 fp8e4m3")
+    tensors = inputs.draw(problem, seed=1)
+    moved = {**tensors, "v_descale": tensors["v_descale"].clone(), "q_descale": tensors["q_descale"].clone()}
+    moved["v_descale"][1, 0] *= 4
+    found, other = oracle.forward(problem, tensors), oracle.forward(problem, moved)
+    assert torch.equal(other["out"][1, :2], 4 * found["out"][1, :2])
+    moved["q_descale"][0, 1] += 1
+    other = oracle.forward(problem, moved)
+    assert torch.equal(other["lse"][1], found["lse"][1]) and torch.equal(other["lse"][0, :2], found["lse"][0, :2])
+    assert (other["lse"][0, 2:] != found["lse"][0, 2:]).all()
 
 
 def test_a_sequence_in_pages_is_the_same_sequence_alone():

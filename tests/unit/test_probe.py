@@ -305,6 +305,7 @@ def test_generic_rates_agree_with_the_published_figures_of_each_target(name):
     assert facts.name == "some-card"
     for dtype, published in target.matrix_tflops.items():
         assert facts.matrix_tflops[dtype] == pytest.approx(published, rel=0.1), dtype
+    assert facts.matrix_tflops.keys() == target.matrix_tflops.keys()
     for field in ("registers_per_sm", "registers_per_thread", "blocks_per_sm", "fma_per_clock", "special_per_clock"):
         assert getattr(facts, field) == getattr(target, field), field
 

@@ -129,6 +129,8 @@ def test_refusals_name_what_was_found(text: str, message: str) -> None:
         "b1 h4/2 q64 k70 d32 bf16 causal top-left packed=3 fwd",
         "b2 h4 s64 d32 fp16 bias=1 mask=1 fwd",
         "b2 h4 s64 d32 fp16 causal top-left paged=16 fwd",
+        "b2 h4 s64 d32 fp16 nondeterministic bwd",
+        "b2 h4 s64 d32 fp8e4m3 softcap=2.0 fwd",
     ],
 )
 def test_what_is_added_has_one_name(text: str) -> None:
@@ -138,8 +140,30 @@ def test_what_is_added_has_one_name(text: str) -> None:
     plain = problem.replace(
         softcap=None, alibi=False, bias=None, sinks=False, dropout=0.0, prefix=False, chunk=None, documents=False, mask=None,
         packed=None, paged=None, lse_grad=False,
+        nondeterministic=False,
     )  # fmt: skip
     assert plain.variants == () and plain.replace(layout="bhsd") != problem
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("fp8e4m3 bwd", "fp8e4m3 has a forward pass only"),
+        ("fp8e5m2 paged=4", "and without pages"),
+        ("bf16 nondeterministic", "every forward pass gives equal bits"),
+    ],
+)
+def test_what_has_no_such_pass_is_refused_by_name(words: str, says: str) -> None:
+    with pytest.raises(ProblemError, match=says):
+        parse_problem(f"b1 h1 s16 d16 {words}")
+
+
+def test_what_a_problem_adds_to_a_formula() -> None:
+    varied = parse_problem("b1 h2 s16 d16 bf16 softcap=2.0 sinks causal nondeterministic bwd")
+    assert varied.beyond == ("softcap", "sinks") and varied.variants == (*varied.beyond, "nondeterministic")
+    assert varied.bare == parse_problem("b1 h2 s16 d16 bf16 causal nondeterministic bwd")
+    assert parse_problem("b1 h2 s16 d16 fp8e4m3").beyond == ("eight_bits",)
+    assert parse_problem("b2 h2 s16 d16 fp8e5m2").least_bytes == 2 * 2 * 16 * (16 * (1 + 1 + 1 + 2) + 4)
 
 
 def test_packed_sequences_count_pairs_as_if_they_were_equally_long() -> None:
