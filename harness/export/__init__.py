@@ -9,4 +9,5 @@ from collections.abc import Mapping
 # Target names by module. A module has a `TARGET` (`harness.export.base.Target`); to add one is one line here.
 TARGETS: Mapping[str, str] = {
     "aiter": "aiter",
+    "triton": "triton",
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import harness
 from harness import __version__
 from harness.champions import Champion, ChampionFile
 from harness.errors import BugError, ExportError, UsageError, did_you_mean
@@ -135,7 +136,7 @@ def made_by(target: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A script beside this file that lets a consumer's own code read a folder. It imports nothing of ours.
+    """A script beside this file that lets a consumer's own code read a folder. Unless it says `ours`, it imports nothing of us.
 
     It runs as `python -I SCRIPT FOLDER QUESTION`, in a process of its own: consumers read their environment when they are
     imported, and one of them is called `kernels`, like a workspace's folder. `QUESTION` is a file of JSON. It prints one JSON
@@ -145,6 +146,7 @@ class Consumer:
     script: str
     package: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    ours: bool = False
 
     def ask(self, folder: Path, question: Any = None) -> Checked:
         """What the consumer said. Raises `ExportError` if it refused what we wrote, `BugError` if the script itself failed."""
@@ -152,10 +154,11 @@ class Consumer:
             asked = Path(scratch) / "question.json"
             asked.write_text(json.dumps(question))
             script = Path(__file__).with_name(self.script)
-            command = [sys.executable, "-I", str(script), str(folder.resolve()), str(asked)]
+            command = [sys.executable, "-P" if self.ours else "-I", str(script), str(folder.resolve()), str(asked)]
+            added = {"PYTHONPATH": str(Path(harness.__file__).parents[1])} if self.ours else {}
             try:
                 ended = subprocess.run(
-                    command, cwd=scratch, env=_environment(self.environment, scratch), capture_output=True, text=True,
+                    command, cwd=scratch, env=_environment({**added, **self.environment}, scratch), capture_output=True, text=True,
                     timeout=_PATIENCE_S, check=False,
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
