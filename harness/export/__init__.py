@@ -9,5 +9,8 @@ from collections.abc import Mapping
 # Target names by module. A module has a `TARGET` (`harness.export.base.Target`); to add one is one line here.
 TARGETS: Mapping[str, str] = {
     "aiter": "aiter",
+    "fla": "fla",
+    "hf-kernel": "hf_kernel",
+    "t4": "t4",
     "triton": "triton",
 }

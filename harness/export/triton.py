@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from harness.device import find_target
 from harness.errors import MachineError
 from harness.export.base import ESTIMATE, Checked, Chosen, Consumer, Made, Request, Target, made_by
 from harness.export_documents import ExportedDocument
@@ -84,7 +83,9 @@ def _entry(one: Chosen, request: Request) -> _Entry | str:
     """What is written of a champion, or why nothing is."""
     from harness.compile import meta_launches
 
-    kernel, device = request.workspace.load_kernel(one.file.kernel.name), find_target(one.file.device.name)
+    kernel, device = request.workspace.load_kernel(one.file.kernel.name), request.facts(one)
+    if device is None:
+        return f"nothing is known of the device {one.file.device.name}, which is not here"
     tunables = [dict(one.champion.config)]
     if dict(one.champion.default) != tunables[0]:
         tunables.append(dict(one.champion.default))
