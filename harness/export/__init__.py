@@ -10,6 +10,7 @@ from collections.abc import Mapping
 TARGETS: Mapping[str, str] = {
     "aiter": "aiter",
     "fla": "fla",
+    "flashinfer-bench": "flashinfer_bench",
     "hf-kernel": "hf_kernel",
     "t4": "t4",
     "triton": "triton",

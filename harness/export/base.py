@@ -166,12 +166,19 @@ class Consumer:
             asked = Path(scratch) / "question.json"
             asked.write_text(json.dumps(question))
             script = Path(__file__).with_name(self.script)
-            command = [sys.executable, "-P" if self.ours else "-I", "-B", str(script), str(folder.resolve()), str(asked)]
+            command = [
+                sys.executable,
+                "-P" if self.ours else "-I",
+                "-B",
+                str(script),
+                str(folder.resolve()),
+                str(asked),
+            ]
             added = {"PYTHONPATH": str(Path(harness.__file__).parents[1])} if self.ours else {}
             try:
                 ended = subprocess.run(
-                    command, cwd=scratch, env=_environment({**added, **self.environment}, scratch), capture_output=True, text=True,
-                    timeout=_PATIENCE_S, check=False,
+                    command, cwd=scratch, env=_environment({**added, **self.environment}, scratch),
+                    capture_output=True, text=True, timeout=_PATIENCE_S, check=False,
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
                 return f"{self.package} did not answer within {_PATIENCE_S:.0f} s"

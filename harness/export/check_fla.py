@@ -1,4 +1,4 @@
-"""Lets fla-core load what an export to `fla` wrote: run by `harness.export.fla` in a process of its own, in FLA's mode `strict`."""
+"""Lets fla-core load what an export to `fla` wrote, in its mode `strict`: run by `harness.export.fla` in a process of its own."""
 
 import importlib
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Lets Hugging Face's `kernels` load what an export to `hf-kernel` wrote: run by `harness.export.hf_kernel` in a process of its own.
+"""Lets Hugging Face's `kernels` load what an export to `hf-kernel` wrote: run by `harness.export.hf_kernel`, in its own process.
 
 Nothing of FlashTune is imported here but what the package itself brings. Triton interprets.
 """
@@ -35,8 +35,8 @@ def check(kernels: Any, folder: Path, question: Any) -> str:
     if out.shape != q.shape or not torch.equal(out, torch.ones_like(q)):
         raise ValueError("flash_attn_func does not give the mean of equal values")
     return (
-        f"get_local_kernel loaded it, the digests of all variants are those of its files, its lookup answered for {len(question['champions'])} "
-        "champions, and flash_attn_func ran in Triton's interpreter"
+        "get_local_kernel loaded it, the digests of all variants are those of its files, its lookup answered for "
+        f"{len(question['champions'])} champions, and flash_attn_func ran in Triton's interpreter"
     )
 
 

@@ -26,8 +26,8 @@ def check(folder: Path) -> str:
     for path in caches:
         _simulate(simulate, path)
     return (
-        f"{len(documents)} documents are as its T4 schema says, and tune_kernel(simulation_mode=True) searched {len(caches)} caches "
-        "and found all of each, the best one too"
+        f"{len(documents)} documents are as its T4 schema says, and tune_kernel(simulation_mode=True) searched {len(caches)} "
+        "caches and found all of each, the best one too"
     )
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     try:
         importlib.import_module("kernel_tuner")
         said["version"] = importlib.metadata.version("kernel_tuner")
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             said["check"] = check(folder)
     except ModuleNotFoundError as missing:
         said = {"missing": str(missing.name)}

@@ -1,7 +1,8 @@
 """flash-linear-attention: a folder of configs for each GPU, which it reads in place of tuning by itself.
 
-A champion of its kernels says under `x-fla` which of its functions was tuned, and with which key of its autotuner: `{"kernel": NAME,
-"autotune_key": [...]}`. Refuses to write a `default_config`: it would be used for any problem, and a proof is of one.
+A champion of its kernels says under `x-fla` which of its functions was tuned, and with which key of its autotuner:
+`{"kernel": NAME, "autotune_key": [...]}`. Refuses to write a `default_config`: it would be used for any problem, and a proof is
+of one.
 """
 
 import hashlib
@@ -27,7 +28,9 @@ def folder_name(product: str) -> str:
 
 def key_hash(key: Any) -> str:
     """FLA's name for a key of its autotuner: md5 of its JSON without blanks."""
-    return hashlib.md5(json.dumps(key, separators=(",", ":"), sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+    return hashlib.md5(
+        json.dumps(key, separators=(",", ":"), sort_keys=True).encode(), usedforsecurity=False
+    ).hexdigest()
 
 
 def _make(request: Request) -> Made:
@@ -36,9 +39,13 @@ def _make(request: Request) -> Made:
     skipped: list[SkippedDocument] = []
     # Where FLA takes a key that only looks like its own (`fuzzy`), it takes the first: the one that needs least memory.
     for one in sorted(request.champions, key=lambda each: (_shared(each), each.problem.key)):
-        said = (one.champion.model_extra or {}).get(_EXTENSION)
+        said: Any = (one.champion.model_extra or {}).get(_EXTENSION)
         if not _is_said(said):
-            skipped.append(one.skipped(f"it does not say under `{_EXTENSION}` which kernel and which autotuner key of FLA it is of"))
+            skipped.append(
+                one.skipped(
+                    f"it does not say under `{_EXTENSION}` which kernel and which autotuner key of FLA it is of"
+                )
+            )
             continue
         products = products_of(one.file.device.name) or (one.product,)
         paths = [f"{folder_name(product)}/{said['kernel']}.json" for product in products]
@@ -91,5 +98,9 @@ def _check(folder: Path, request: Request, made: Made) -> Checked:
 
 
 TARGET = Target(
-    name="fla", consumer="flash-linear-attention's config directory", families=frozenset({FAMILY}), make=_make, check=_check
+    name="fla",
+    consumer="flash-linear-attention's config directory",
+    families=frozenset({FAMILY}),
+    make=_make,
+    check=_check,
 )

@@ -1,4 +1,4 @@
-"""A kernel package of Hugging Face: `build/VARIANT/` with our kernels, the configs of champions as JSON, and a lookup beside them.
+"""A kernel package of Hugging Face: `build/VARIANT/` with our kernels, configs of champions as JSON, and a lookup beside them.
 
 What a package hands out is attention, forward and backward, so it takes champions of the two kernels that attention asks its
 lookup for. Refuses to activate anything when it is imported.
@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.export.base import ESTIMATE, Checked, Chosen, Consumer, Made, Request, Target, as_json, made_by
-from harness.export_documents import ExportedDocument
 from harness.export.rows import device_name
+from harness.export_documents import ExportedDocument, SkippedDocument
 from harness.probe import products_of
 from harness.problem import Problem
 from harness.space import Config
@@ -27,8 +27,9 @@ _ASKED: Mapping[str, str] = {"fwd": "flash_fwd", "bwd": "flash_bwd"}
 _NAME = "flashtune-attention"
 _LICENSE = "Apache-2.0"
 
-_INIT = '''"""FlashTune's attention with the configs that were tuned for it: `flash_attn_func`, `flash_attn_varlen_func`, `attention`,
-`lookup`, `register_transformers`. Made by `flashtune export --to hf-kernel`.
+_INIT = '''"""FlashTune's attention with the configs that were tuned for it. Made by `flashtune export --to hf-kernel`.
+
+`flash_attn_func`, `flash_attn_varlen_func`, `attention`, `lookup`, `register_transformers`.
 
 {kinds}
 """
@@ -78,7 +79,8 @@ def _make(request: Request) -> Made:
     if not (folder / f"{_OPERATION}.py").is_file():
         reason = f"this workspace has no kernels/{_OPERATION}.py, which a package hands out"
         return Made(files={}, skipped=tuple(one.skipped(reason) for one in request.champions))
-    skipped, groups = [], {}
+    skipped: list[SkippedDocument] = []
+    groups: dict[tuple[str, str], list[Chosen]] = {}
     for one in request.champions:
         stem = one.file.kernel.name
         if _ASKED.get(one.problem.pass_) != stem:
@@ -91,15 +93,19 @@ def _make(request: Request) -> Made:
         files[f"configs/{path}"] = content
         exported += documents
         skipped += left
-    digests = {stem: request.workspace.kernel_digest(stem) for stem in _ASKED.values() if stem in request.workspace.stems}
+    digests = {
+        stem: request.workspace.kernel_digest(stem) for stem in _ASKED.values() if stem in request.workspace.stems
+    }
     kinds = _kinds(exported)
     files["__init__.py"] = _INIT.format(digests=repr(digests), kinds=kinds).encode()
     for name in ("interface.py", "rows.py"):
         files[name] = Path(__file__).with_name(name).read_bytes()
-    files["triton_kernels/__init__.py"] = b'"""Attention kernels, as they were tuned. torch, triton and sibling files only."""\n'
-    for path in sorted(with_siblings(folder, _OPERATION)):
-        if path.name != "__init__.py":
-            files[f"triton_kernels/{path.name}"] = path.read_bytes()
+    files["triton_kernels/__init__.py"] = (
+        b'"""Attention kernels, as they were tuned. torch, triton and sibling files only."""\n'
+    )
+    for source in sorted(with_siblings(folder, _OPERATION)):
+        if source.name != "__init__.py":
+            files[f"triton_kernels/{source.name}"] = source.read_bytes()
     whole = {
         f"build/torch-{backend}/{path}": content
         for backend in _backends(request.champions)
@@ -122,7 +128,8 @@ def _make(request: Request) -> Made:
 _USE = (
     'attention = kernels.get_local_kernel(Path("DIR"))      # the package `kernels` of Hugging Face',
     "out = attention.flash_attn_func(q, k, v, causal=True)",
-    'attention.register_transformers("flashtune"); AutoModelForCausalLM.from_pretrained(..., attn_implementation="flashtune")',
+    "attention.register_transformers()",
+    'model = transformers.AutoModelForCausalLM.from_pretrained(..., attn_implementation="tuned_attention")',
 )
 
 
@@ -142,12 +149,14 @@ def _backends(champions: Sequence[Chosen]) -> list[str]:
 
 
 def file_name(kernel: str, device: str) -> str:
-    """`kernel=flash_fwd,device_name=NVIDIA_H200.json`: as Hugging Face's files are called, with the driver's name of the device."""
+    """`kernel=flash_fwd,device_name=NVIDIA_H200.json`: as Hugging Face's files are called, with the device as its driver says."""
     product = (products_of(device) or (device,))[0]
     return f"kernel={kernel},device_name={product.replace(' ', '_')}.json"
 
 
-def _configs(champions: Sequence[Chosen], request: Request) -> tuple[str, bytes, list[ExportedDocument], list[Any]]:
+def _configs(
+    champions: Sequence[Chosen], request: Request
+) -> tuple[str, bytes, list[ExportedDocument], list[SkippedDocument]]:
     """The file of one kernel and device: its name, what is in it, and which champions are in a row of it or in none."""
     first = champions[0]
     known = [Known(one.problem, Config(one.champion.config), one.champion.number.value_ms) for one in champions]
@@ -221,7 +230,9 @@ def _readme(exported: Sequence[ExportedDocument], kinds: str) -> bytes:
 
 
 def _check(folder: Path, request: Request, made: Made) -> Checked:
-    asked = [{"problem": one.problem, "device": one.device, "question": _question(one.problem)} for one in made.exported]
+    asked = [
+        {"problem": one.problem, "device": one.device, "question": _question(one.problem)} for one in made.exported
+    ]
     consumer = Consumer("check_hf.py", "kernels", environment={"TRITON_INTERPRET": "1"})
     return consumer.ask(folder, {"champions": asked})
 

@@ -3,7 +3,6 @@
 Refuses what the kernels cannot say, by name, and to change transformers before it is asked to.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ class Interface:
     def __init__(self, attention: Attention, lookup: Callable[[Any], Any]) -> None:
         self._attention, self._lookup = attention, lookup
 
-    def flash_attn_func(
+    def flash_attn_func(  # noqa: PLR0913
         self,
         q: Tensor,
         k: Tensor,
@@ -43,7 +42,7 @@ class Interface:
         )  # fmt: skip
         return (found[0].transpose(1, 2), found[1], None) if return_attn_probs else found.transpose(1, 2)
 
-    def flash_attn_varlen_func(
+    def flash_attn_varlen_func(  # noqa: PLR0913
         self,
         q: Tensor,
         k: Tensor,
@@ -74,16 +73,21 @@ class Interface:
             return found[0].transpose(1, 2)[0], found[1][0], None
         return found.transpose(1, 2)[0]
 
-    def register_transformers(self, name: str = "flashtune") -> None:
+    def register_transformers(self, name: str = "tuned_attention") -> None:
         """Let models of transformers take `attn_implementation=name`: inference and training, grouped heads, padding, windows,
-        soft caps and sinks. A query that may see no key, which padding makes, gets 0, where eager attention averages."""
+        soft caps and sinks. A query that may see no key, which padding makes, gets 0, where eager attention averages.
+
+        Raises `ValueError` for a name with `flash` in it, which transformers takes for flash-attention's own.
+        """
+        if "flash" in name:
+            raise ValueError(f"`{name}` has `flash` in it, and transformers would look for flash-attention: take another name")
         from transformers import AttentionInterface, AttentionMaskInterface  # type: ignore[import-untyped, unused-ignore]
         from transformers.masking_utils import sdpa_mask  # type: ignore[import-untyped, unused-ignore]
 
         AttentionInterface.register(name, self.transformers_forward)
         AttentionMaskInterface.register(name, sdpa_mask)
 
-    def transformers_forward(
+    def transformers_forward(  # noqa: PLR0913
         self,
         module: Any,
         query: Tensor,
@@ -141,11 +145,3 @@ def _changes(softcap: float, dropout: float) -> dict[str, Any]:
         # Of PyTorch's own generator, so that a run can be repeated.
         found |= {"dropout": dropout, "dropout_seed": int(torch.randint(1 << 62, ()))}
     return found
-
-
-def same_signature(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two functions are called alike: names, order and defaults."""
-    pairs = [inspect.signature(each).parameters for each in (one, other)]
-    return [(name, each.default) for name, each in pairs[0].items()] == [
-        (name, each.default) for name, each in pairs[1].items()
-    ]

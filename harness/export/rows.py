@@ -1,7 +1,7 @@
 """Configs by problem, read from the JSON files beside this one. Needs nothing but Python.
 
-A row answers for one kind of problem (pass, dtype, head dims, band, variants, page) whose queries, keys, and batch times heads are
-at most its limits (null: any number). The first row that fits answers; where none does, the kernel takes its own safe config.
+A row answers for one kind of problem (pass, dtype, head dims, band, variants, page) whose queries, keys, and batch times heads
+are at most its limits (null: any number). The first row that fits answers; where none does, the kernel takes its own safe config.
 """
 
 import json
@@ -13,7 +13,7 @@ _DTYPES = {"torch.float16": "fp16", "torch.bfloat16": "bf16", "torch.float32": "
 
 
 class Table:
-    """The files of a folder. `table.find(question, device)` answers what `attention` asks, for a device as its driver calls it."""
+    """The files of a folder. `find` answers what `attention` asks, for a device as its driver calls it."""
 
     def __init__(self, folder: Path) -> None:
         self.files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]

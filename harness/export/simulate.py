@@ -10,7 +10,7 @@ from typing import Any
 
 
 def simulate(path: Path | str, **given: Any) -> Any:
-    """What `kernel_tuner.tune_kernel` returns: results and environment. `given` goes there; every config of the file may be asked."""
+    """What `kernel_tuner.tune_kernel` returns, to which `given` goes: results and environment."""
     import kernel_tuner  # type: ignore[import-untyped, unused-ignore]
     from constraint import FunctionConstraint  # type: ignore[import-untyped, unused-ignore]
 
@@ -20,8 +20,8 @@ def simulate(path: Path | str, **given: Any) -> Any:
     parts: dict[tuple[int, ...], set[tuple[Any, ...]]] = {}
 
     def leads_somewhere(*values: Any) -> bool:
-        """Whether any known config has these values; what is not chosen yet is neither number nor text. It is asked early, so that
-        a combination is given up at its first value that leads nowhere."""
+        """Whether any known config has these values; what is not chosen yet is neither number nor text. It is asked early, so
+        that a combination is given up at its first value that leads nowhere."""
         places = tuple(place for place, value in enumerate(values) if isinstance(value, int | str | float))
         if places not in parts:
             parts[places] = {tuple(one[place] for place in places) for one in known}

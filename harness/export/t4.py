@@ -1,7 +1,7 @@
-"""T4 results and Kernel Tuner's simulation cache: every trial of the journals, failures included, so that others can search there.
+"""T4 results and Kernel Tuner's simulation cache: every trial of the journals, failures too, so that others can search there.
 
-A problem on a device is one file of each format. Where numbers are estimates, the value is called `estimated_time`, and nothing in
-the files is called a time. Refuses to invent what a trial cost where that was not recorded.
+A problem on a device is one file of each format. Where numbers are estimates, the value is called `estimated_time`, and nothing
+in the files is called a time. Refuses to invent what a trial cost where that was not recorded.
 """
 
 import json
@@ -99,13 +99,15 @@ def _make(request: Request) -> Made:
         (one.kernel, one.device, one.problem): (f"t4/{name}.json", f"kernel-tuner/{name}.json")
         for name, one in sorted(kept.items(), reverse=True)
     }
-    exported, alone = [], []
-    for one in request.champions:
-        paths = into.get((one.file.kernel.name, one.file.device.name, one.champion.problem))
-        (exported if paths else alone).append((one, paths or ()))
+    exported = []
+    for each in request.champions:
+        paths = into.get((each.file.kernel.name, each.file.device.name, each.champion.problem))
+        if paths is None:
+            skipped.append(each.skipped("no journal of its search is here (`--from` takes some)"))
+        else:
+            exported.append(each.document(*paths))
     return Made(
-        files=files, exported=tuple(one.document(*paths) for one, paths in exported),
-        skipped=(*skipped, *(one.skipped("no journal of its search is here (`--from` takes some)") for one, _ in alone)),
+        files=files, exported=tuple(exported), skipped=tuple(skipped),
         notes=_notes(kept.values()), use=_USE if files else (),
     )  # fmt: skip
 
@@ -123,7 +125,9 @@ def _notes(searches: Iterable[_Search]) -> tuple[str, ...]:
     estimates = sum(one.estimated for one in found)
     notes = [f"{sum(counts.values())} trials: {said}"] if found else []
     if estimates:
-        notes.append(f"in {estimates} of {len(found)} searches the value is {ESTIMATE}; there it is called `estimated_time`")
+        notes.append(
+            f"in {estimates} of {len(found)} searches the value is {ESTIMATE}; there it is called `estimated_time`"
+        )
     return tuple(notes)
 
 
@@ -158,7 +162,8 @@ def _searches(path: Path, name: str) -> Iterable[_Search]:
 
 
 def _trial(record: Record) -> _Trial:
-    outcome, value, times, compile_ms = record.outcome, None, (), 0.0
+    outcome, value, compile_ms = record.outcome, None, 0.0
+    times: tuple[float, ...] = ()
     if isinstance(outcome, Measured | Estimated):
         value, compile_ms = outcome.value_ms, outcome.artifact.compile_ms
         times = tuple(outcome.samples.times_ms) if isinstance(outcome, Measured) else ()
@@ -185,7 +190,8 @@ def _results(one: _Search, champions: Sequence[Chosen]) -> dict[str, Any]:
     mine = [
         each.provenance()
         for each in champions
-        if (each.file.kernel.name, each.file.device.name, each.champion.problem) == (one.kernel, one.device, one.problem)
+        if (each.file.kernel.name, each.file.device.name, each.champion.problem)
+        == (one.kernel, one.device, one.problem)
     ]
     return {
         "schema_version": _SCHEMA, "metadata": {"timeunit": "milliseconds"}, "kernel_name": one.kernel,
@@ -216,7 +222,15 @@ def _cache(one: _Search) -> bytes:
         numbers = {one.objective: value, **({"time": value} if each.value_ms is None else {})}
         times = {"times": list(each.times_ms)} if each.times_ms else {}
         spent = {"compile_time": each.compile_ms, "verification_time": 0.0, "benchmark_time": _rest(each)}
-        entry = {**each.config, **numbers, **times, **spent, "strategy_time": 0, "framework_time": 0, "timestamp": _WHEN}
+        entry = {
+            **each.config,
+            **numbers,
+            **times,
+            **spent,
+            "strategy_time": 0,
+            "framework_time": 0,
+            "timestamp": _WHEN,
+        }
         key = ",".join(str(each.config[name]) for name in keys)
         entries.append(f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}")
     return ("{" + "\n".join(lines) + '\n"cache": {\n' + ",\n".join(entries) + "\n}\n}\n").encode()
@@ -232,5 +246,10 @@ def _check(folder: Path, request: Request, made: Made) -> Checked:
 
 
 TARGET = Target(
-    name="t4", consumer="T4 results and Kernel Tuner's simulation", families=None, make=_make, check=_check, takes_journals=True
+    name="t4",
+    consumer="T4 results and Kernel Tuner's simulation",
+    families=None,
+    make=_make,
+    check=_check,
+    takes_journals=True,
 )

@@ -75,7 +75,7 @@ def _notes(exported: Sequence[ExportedDocument]) -> tuple[str, ...]:
     if all(one.kind == "measured" for one in exported):
         return ()
     return (
-        f"a number that is {ESTIMATE} stands in a comment only: `seed(..., disk=True)` refuses it, and without a seed Triton times",
+        f"a number that is {ESTIMATE} stands in a comment only: `seed(..., disk=True)` refuses it; unseeded, Triton times",
     )
 
 
@@ -157,9 +157,9 @@ def _identifier(name: str) -> str:
 # As Python
 # ---------------------------------------------------------------------------------------------------------------------
 
-_MODULE = '''"""Configs of {kernel} on {device} ({arch}), as `flashtune export --to triton` found them. Needs Triton and nothing else.
+_MODULE = '''"""Configs of {kernel} on {device} ({arch}), by `flashtune export --to triton`. Needs Triton and nothing else.
 
-Of the kernel with the digest {digest}, and valid for no other. Lists begin with the champion; what follows is the default.
+Of the kernel with the digest {digest}, and valid for no other. A list begins with the champion, and ends with the default.
 {kinds}
 """
 
