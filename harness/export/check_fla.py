@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import sys
@@ -43,11 +44,26 @@ def check(cache: Any, triton: Any, folder: Path) -> str:
     return f"load_cached_config (strict) found {taken} configs by their keys, and its autotuner took them; another key got none"
 
 
+def _loader() -> Any:
+    """The module that loads configs, `fla.ops.utils.cache`, without all the kernels that `import fla` brings."""
+    found = importlib.util.find_spec("fla")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("No module named 'fla'", name="fla-core")
+    path = Path(found.origin).parent / "ops/utils/cache.py"
+    spec = importlib.util.spec_from_file_location("fla_ops_utils_cache", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise ValueError("this version has no ops/utils/cache.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     said: dict[str, str] = {}
     try:
-        cache, triton = importlib.import_module("fla.ops.utils.cache"), importlib.import_module("triton")
+        cache, triton = _loader(), importlib.import_module("triton")
         said["version"] = importlib.metadata.version("fla-core")
         said["check"] = check(cache, triton, folder)
     except ModuleNotFoundError as missing:

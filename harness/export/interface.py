@@ -80,7 +80,9 @@ class Interface:
         Raises `ValueError` for a name with `flash` in it, which transformers takes for flash-attention's own.
         """
         if "flash" in name:
-            raise ValueError(f"`{name}` has `flash` in it, and transformers would look for flash-attention: take another name")
+            raise ValueError(
+                f"`{name}` has `flash` in it, and transformers would look for flash-attention: take another name"
+            )
         from transformers import AttentionInterface, AttentionMaskInterface  # type: ignore[import-untyped, unused-ignore]
         from transformers.masking_utils import sdpa_mask  # type: ignore[import-untyped, unused-ignore]
 

@@ -68,7 +68,7 @@ def main() -> None:
     modeling_llama.LlamaRMSNorm.forward = plain_norm
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
