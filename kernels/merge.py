@@ -137,7 +137,7 @@ def merge_launch(
         "FOLDED": grid[2] > 1, "ACC": primitives.accumulator(outs.dtype),
     }  # fmt: skip
     return Launch(
-        kernel=merge_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": _WARPS}
+        kernel=merge_kernel, grid=grid, args=arguments, constants=constants, options=primitives.options(num_warps=_WARPS)
     )
 
 
