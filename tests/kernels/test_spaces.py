@@ -138,10 +138,10 @@ def test_sums_are_rescaled_late_only_where_that_compiles() -> None:
 def test_queries_are_scaled_first_only_where_that_is_exact_and_spares_something() -> None:
     changed = "b2 h8/2 s4096 d64 bf16 causal softcap=30.0"
     assert forward("h200", changed, scaled_queries=True) is None
-    assert forward("h200", "b2 h8/2 s4096 d128 bf16 scale=-0.5", scaled_queries=True) is None
+    assert forward("h200", changed.replace("d64", "d128") + " scale=-0.5", scaled_queries=True) is None
     for other in (
         LONG, changed.replace("d64", "d128"), changed.replace("bf16", "fp16"), changed + " scale=2.0", changed + " scale=0.0",
-        changed.replace("softcap=30.0", ""),
+        changed.replace("softcap=30.0", ""), "b2 h8/2 s4096 d128 bf16 scale=-0.5",
     ):  # fmt: skip
         assert forward("h200", other, scaled_queries=True) == "scaled_queries"
 
@@ -224,9 +224,9 @@ def test_a_space_knows_what_specialized_warps_cannot_load() -> None:
 
 def test_the_flagship_space_is_large_and_quick_to_enumerate() -> None:
     """Thousands of configs of millions of combinations; seconds are those of a busy machine."""
-    began = time.perf_counter()
+    began = time.process_time()
     census = flash_fwd.space(parse_problem("b1 h64/8 s16384 d128 bf16 causal"), TARGETS["h200"]).census
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert census.size > 1_000_000 and 5_000 < census.legal < 30_000
 
 
