@@ -20,6 +20,7 @@ from harness.findings import (
     OutcomeRow,
     PeerRow,
     Roofline,
+    called,
 )  # fmt: skip
 from harness.pictures import COLOUR, Canvas, Picture, cut, draw
 from harness.report import FAILURES, three_digits, times
@@ -29,11 +30,6 @@ from harness.search_documents import SearchesDocument
 MOST_ROWS = 24
 MOST_FIGURES = 12
 _ROW_IN = 0.36
-
-
-def called(kind: str) -> str:
-    """The word beside every number."""
-    return {"measured": "measured", "estimated": "estimate", "replayed": "replayed"}.get(kind, kind)
 
 
 def _mark(kind: str, role: str = "") -> dict[str, Any]:
@@ -113,7 +109,7 @@ def _ratio_rows(
 def _speedups(device: str, rows: list[ChampionRow]) -> Picture:
     shown = [row for row in rows if row.speedup]
     listed = [
-        (f"{row.champion.problem}", row.kind, row.speedup or 1.0, row.speedup_interval, _speedup_words(row)) for row in shown
+        (f"{row.kernel}  {row.champion.problem}", row.kind, row.speedup or 1.0, row.speedup_interval, _speedup_words(row)) for row in shown
     ]  # fmt: skip
     none = len(rows) - len(shown)
     caption = "Default's time over the champion's: right of 1 the champion is faster. A line through a mark is the 95 % interval."
@@ -301,9 +297,7 @@ def _short_count(value: float) -> str:
 
 
 def _roofline(one: Roofline) -> Picture:
-    marks = sorted(one.marks, key=lambda mark: (mark.role != "default", mark.kernel, mark.problem))
-    problems = list(dict.fromkeys((mark.kernel, mark.problem) for mark in marks))
-    letters = {each: chr(ord("A") + place) if place < 26 else str(place + 1) for place, each in enumerate(problems)}
+    marks = sorted(one.marks, key=lambda mark: mark.role != "default")
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.axes
@@ -321,7 +315,7 @@ def _roofline(one: Roofline) -> Picture:
         _roofs(canvas, one, (low, high))
         for mark in marks:
             words = (
-                f"{letters[mark.kernel, mark.problem]}: {mark.kernel}, {mark.problem}, {mark.role}: {three_digits(mark.tflops)} "
+                f"{mark.letter}: {mark.kernel}, {mark.problem}, {mark.role}: {three_digits(mark.tflops)} "
                 f"TFLOP/s ({called(mark.kind)}) at {three_digits(mark.intensity)} operations a byte"
             )
             axes.plot(
@@ -329,7 +323,7 @@ def _roofline(one: Roofline) -> Picture:
             )
             if mark.role == "champion":
                 axes.annotate(
-                    letters[mark.kernel, mark.problem], (mark.intensity, mark.tflops), xytext=(5, 4), textcoords="offset points",
+                    mark.letter, (mark.intensity, mark.tflops), xytext=(5, 4), textcoords="offset points",
                     fontsize=8, weight="bold",
                 )  # fmt: skip
         axes.set_xlabel("operations for each byte that must move at least")
@@ -339,10 +333,9 @@ def _roofline(one: Roofline) -> Picture:
         dict.fromkeys("hollow: estimate" if mark.kind == "estimated" else "filled: time" for mark in one.marks)
     )
     roofs = ", ".join(dict.fromkeys(roof.kind for roof in (*one.memory, *one.compute))) or "not known"
-    key = "; ".join(f"{letter} {kernel}, {problem}" for (kernel, problem), letter in letters.items())
     caption = (
         f"Champions ({word}), defaults in grey. Roofs: {roofs}; published ones are the maker's dense rates at boost clock, a bound "
-        f"and no measurement. {key}."
+        f"and no measurement. The table says which letter is which."
     )
     return draw(
         f"roofline-{_anchor(one.device)}", f"Roofline of {one.device}", caption, paint, height_in=3.6, wide=True
@@ -402,7 +395,7 @@ def _outcomes(device: str, rows: list[OutcomeRow]) -> Picture:
         pictures.whole_axis(axes.xaxis)
         for place, row in enumerate(rows):
             trials = sum(row.outcomes.values())
-            pictures.row_label(axes, place, cut(row.problem), right=f"{trials:,} trials")
+            pictures.row_label(axes, place, cut(f"{row.kernel}  {row.problem}", 50), right=f"{trials:,} trials")
             left = 0
             for kind in kinds:
                 count = row.outcomes.get(kind, 0)
@@ -433,7 +426,8 @@ def _budgets(device: str, rows: list[BudgetRow]) -> Picture:
     def paint(canvas: Canvas) -> None:
         axes = canvas.axes
         pictures.rows_axis(axes, len(rows))
-        axes.set_xlim(0, 1.06)
+        axes.set_xlim(0, 1.16)
+        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
         axes.axvline(1, color=COLOUR["fail"], linewidth=1.2)
         for place, row in enumerate(rows):
             words = f"{row.row.kernel}, {row.row.champion.problem}, {row.output}"

@@ -32,6 +32,7 @@ _MOST_VALUES = 24
 _BLOCK = "block"
 # What a campaign calls the rates that it has measured.
 _COPY = "copy TB/s"
+_LETTERS = 26
 
 
 def find(evidence: Evidence) -> Findings:
@@ -242,7 +243,12 @@ def _rooflines(champions: Sequence[ChampionRow], evidence: Evidence) -> Iterator
 
 
 def _marks(rows: Iterable[ChampionRow]) -> Iterator[Mark]:
+    letters: dict[tuple[str, str], str] = {}
     for row in rows:
+        place = len(letters)
+        letter = letters.setdefault(
+            (row.kernel, row.champion.problem), chr(ord("A") + place) if place < _LETTERS else str(place + 1)
+        )
         number, problem = row.champion.number, row.problem
         if not problem.flops or not problem.least_bytes:
             continue
@@ -251,7 +257,7 @@ def _marks(rows: Iterable[ChampionRow]) -> Iterator[Mark]:
             rate = tflops(problem, value)
             if rate is not None:
                 yield Mark(
-                    kernel=row.kernel, problem=row.champion.problem, dtype=problem.dtype, kind=row.kind, role=role,
+                    letter=letter, kernel=row.kernel, problem=row.champion.problem, dtype=problem.dtype, kind=row.kind, role=role,
                     intensity=problem.flops / problem.least_bytes, tflops=rate,
                 )  # fmt: skip
 

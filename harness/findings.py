@@ -16,6 +16,11 @@ from harness.space import Value
 Interval = tuple[float, float]
 
 
+def called(kind: str) -> str:
+    """The word beside every number."""
+    return {"measured": "measured", "estimated": "estimate", "replayed": "replayed"}.get(kind, kind)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChampionRow:
     """A champion. Times in milliseconds, `tflops` by the operations that the mathematics needs; `speedup` is default over
@@ -117,8 +122,10 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A kernel on a roofline: operations for each byte that must move, and TFLOP/s. `role` is champion or default."""
+    """A kernel on a roofline: operations for each byte that must move, and TFLOP/s. `role` is champion or default; `letter` stands beside
+    it in the figure, and is of its kernel and problem."""
 
+    letter: str
     kernel: str
     problem: str
     dtype: str

@@ -44,7 +44,6 @@ class Picture:
     title: str
     caption: str
     svg: str
-    wide: bool = False
 
 
 @dataclass(slots=True)
@@ -61,12 +60,10 @@ class Canvas:
         return name
 
 
-def draw(
-    name: str, title: str, caption: str, paint: Callable[[Canvas], None], *, height_in: float = 2.9, wide: bool = False
-) -> Picture:
+def draw(name: str, title: str, caption: str, paint: Callable[[Canvas], None], *, height_in: float = 2.9) -> Picture:
     """A figure that `paint` draws; the title is also its name for who cannot see it."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN * (1.6 if wide else 1), height_in), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
         figure.patch.set_alpha(0)
         canvas = Canvas(figure.add_subplot())
         canvas.axes.patch.set_alpha(0)
@@ -74,7 +71,7 @@ def draw(
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = _restyled(drawn.getvalue(), name, title, canvas.tips)
-    return Picture(name=name, title=title, caption=caption, svg=svg, wide=wide)
+    return Picture(name=name, title=title, caption=caption, svg=svg)
 
 
 def log_axis(axis: Any, *, tick: Callable[[float], str], low: float, high: float) -> None:
