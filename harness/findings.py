@@ -122,8 +122,8 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A kernel on a roofline: operations for each byte that must move, and TFLOP/s. `role` is champion or default; `letter` stands beside
-    it in the figure, and is of its kernel and problem."""
+    """A kernel on a roofline: operations for each byte that must move, and TFLOP/s. `role` is champion or default; `letter`
+    stands beside it in the figure, and is of its kernel and problem."""
 
     letter: str
     kernel: str

@@ -17,8 +17,8 @@ from harness import __version__
 from harness.charts import MOST_FIGURES, figures
 from harness.findings import Findings, Missing
 from harness.pictures import Picture
-from harness.report import plural, three_digits, times
-from harness.tables import Table, tables
+from harness.report import plural, times
+from harness.tables import tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,49 @@ class Section:
 
 
 SECTIONS = (
-    Section("champions", "Champions", "The best config of each problem that passed its gate and its proof, and how much faster it is than the kernel's default."),
-    Section("peers", "Beside others", "Other implementations of the same attention, timed in turns with ours on the same tensors."),
-    Section("search", "Search", "How soon each search found what it found: the best number so far, trial by trial."),
-    Section("landscape", "Landscape", "Block sizes against time: where a space is fast, where it is slow, and where nothing works."),
-    Section("pruning", "Pruning", "How many configs each rule keeps from being tried: rules of the space before anything is compiled, then limits of the device after it."),
-    Section("roofline", "Roofline", "How near each kernel is to what the device could do at best: its memory on the left, its matrix units on the right."),
-    Section("failures", "Failures", "What became of the candidates that have no number. A failure costs a trial, and never a wrong champion."),
-    Section("budgets", "Error budgets", "A config has a number only if every element of every output lies within a bound derived from an fp64 reference. How much of it was used:"),
+    Section(
+        "champions",
+        "Champions",
+        "The best config of each problem that passed its gate and its proof, and how much faster it is than the default.",
+    ),
+    Section(
+        "peers",
+        "Beside others",
+        "Other implementations of the same attention, timed in turns with ours on the same tensors.",
+    ),
+    Section(
+        "search",
+        "Search",
+        "How soon each search found what it found: the best number so far, trial by trial.",
+    ),
+    Section(
+        "landscape",
+        "Landscape",
+        "Block sizes against time: where a space is fast, where it is slow, and where nothing works.",
+    ),
+    Section(
+        "pruning",
+        "Pruning",
+        "What is never tried, by rule: rules of the space before anything is compiled, then limits of the device after it.",
+    ),
+    Section(
+        "roofline",
+        "Roofline",
+        "How near each kernel is to what the device could do at best: memory on the left, matrix units on the right.",
+    ),
+    Section(
+        "failures",
+        "Failures",
+        "What became of the candidates that have no number. A failure costs a trial, and never a wrong champion.",
+    ),
+    Section(
+        "budgets",
+        "Error budgets",
+        "A config has a number only if every element of every output lies within a bound derived from an fp64 reference. "
+        "How much of that bound was used:",
+    ),
     Section("provenance", "Provenance", "Where every number comes from: files, devices, versions, digests, seeds."),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +157,8 @@ def tiles(found: Findings) -> list[Tile]:
         Tile(times(fastest.speedup or 1.0) if fastest else "–", "most over a default",
              "not measured" if fastest is None else "by estimate" if fastest.kind == "estimated" else "measured"),
         Tile(f"{trials:,}", "trials", f"{failed:,} without a number"),
-        Tile(f"{100 * worst:.0f} %" if worst is not None else "–", "of an error bound, at worst", "1 element beyond 100 % is wrong" if worst is not None else "not judged"),
-        Tile(f"{judged:,}", "judgments in proofs", plural(sum(row.champion.certificate.cases for row in found.champions), "case")),
+        Tile(f"{100 * worst:.0f} %" if worst is not None else "–", "of an error bound, at worst",
+             "one element beyond 100 % is wrong" if worst is not None else "not judged"),
+        Tile(f"{judged:,}", "judgments in proofs",
+             plural(sum(row.champion.certificate.cases for row in found.champions), "case")),
     ]  # fmt: skip
-
-
-def size_words(size: int) -> str:
-    """A size in bytes, for a person."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{three_digits(size / 1e3)} kB"

@@ -22,13 +22,15 @@ _XLINK = "http://www.w3.org/1999/xlink"
 _WIDTH_IN = 4.6
 # Stand-ins: colours that nothing else has, by the name of the variable that takes their place.
 _NAMES = (
-    "ink", "muted", "grid", "paper", "time", "estimate", "default", "fail", "roof", "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7",
+    "ink", "muted", "grid", "paper", "time", "estimate", "default", "fail", "roof",
+    "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7",
     "h0", "h1", "h2", "h3", "h4", "h5", "h6", "h7", "h8", "hi0", "hi1", "hi2", "hi3", "hi4", "hi5", "hi6", "hi7", "hi8",
 )  # fmt: skip
 COLOUR = {name: f"#01{place:02x}fe" for place, name in enumerate(_NAMES)}
 STEPS = 9
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "flashtune", "text.parse_math": False, "font.size": 8.5, "font.family": ["DejaVu Sans"],
+_STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "flashtune", "text.parse_math": False,
+    "font.size": 8.5, "font.family": ["DejaVu Sans"],
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": COLOUR["muted"], "axes.labelcolor": COLOUR["muted"],
     "axes.grid": True, "axes.axisbelow": True, "grid.color": COLOUR["grid"], "grid.linewidth": 0.6, "text.color": COLOUR["ink"],
     "xtick.color": COLOUR["muted"], "ytick.color": COLOUR["muted"], "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -72,6 +74,24 @@ def draw(name: str, title: str, caption: str, paint: Callable[[Canvas], None], *
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = _restyled(drawn.getvalue(), name, title, canvas.tips)
     return Picture(name=name, title=title, caption=caption, svg=svg)
+
+
+def mark_style(kind: str, role: str = "") -> dict[str, Any]:
+    """How a number of a kind is drawn."""
+    colour = COLOUR["default"] if role == "default" else COLOUR["time" if kind != "estimated" else "estimate"]
+    if kind != "estimated":
+        return {"marker": "o", "color": colour, "markersize": 5.5}
+    return {
+        "marker": "s",
+        "markerfacecolor": "none",
+        "markeredgecolor": colour,
+        "markeredgewidth": 1.4,
+        "markersize": 5.5,
+    }
+
+
+def anchor(text: str) -> str:
+    return "".join(each if each.isascii() and each.isalnum() else "-" for each in text)
 
 
 def log_axis(axis: Any, *, tick: Callable[[float], str], low: float, high: float) -> None:

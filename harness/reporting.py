@@ -87,7 +87,7 @@ def _spaces(evidence: Evidence, workspace: Workspace | None) -> tuple[SpaceFacts
         for each in one.file.champions
     }
     tuned |= {(one.kernel, one.device, one.problem): None for one in evidence.trials}
-    found = []
+    found: list[SpaceFacts] = []
     for kernel, device, problem in tuned:
         read = read_problem(problem)
         if kernel not in workspace.stems or read is None or len(found) == _MOST_SPACES:
@@ -120,9 +120,8 @@ def _made(workspace: Workspace | None, options: argparse.Namespace) -> str:
 def _say(document: ReportDocument, *, quiet: bool) -> None:
     out, err = report.open_console(sys.stdout), report.open_console(sys.stderr)
     measured = f"{document.measured} measured, {document.champions - document.measured} not"
-    out.print(
-        f"{tame(document.path, 400)}: {report.plural(document.champions, 'champion')} ({measured}), {document.bytes / 1e3:,.0f} kB"
-    )
+    champions = report.plural(document.champions, "champion")
+    out.print(f"{tame(document.path, 400)}: {champions} ({measured}), {document.bytes / 1e3:,.0f} kB")
     if quiet:
         return
     for section, command in document.missing.items():

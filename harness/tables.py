@@ -103,7 +103,9 @@ def _ratio(value: float | None, interval: Interval | None, kind: str) -> Cell:
 
 
 def _champions(found: Findings) -> Table:
-    columns = "Problem | Kernel | #Number | #Default | #Over default | #Over best peer | Config where it is not the default's | Standing"
+    columns = (
+        "Problem | Kernel | #Number | #Default | #Over default | #Over best peer | Changed from the default | Standing"
+    )
     return _table("champions", "Champions", columns, (_champion(row, found) for row in found.champions))
 
 
@@ -141,7 +143,8 @@ def _peers(found: Findings) -> Table:
         (
             _code(one.problem), _plain(one.device), _plain(one.peer), _plain(one.config_of),
             milliseconds(one.ours_ms, "measured"), milliseconds(one.peer_ms, "measured"),
-            _ratio(one.speedup, one.interval, "measured") if one.speedup else Cell(NOT_MEASURED, None, tame(one.not_measured, 300), "quiet"),
+            _ratio(one.speedup, one.interval, "measured") if one.speedup
+            else Cell(NOT_MEASURED, None, tame(one.not_measured, 300), "quiet"),
         )
         for one in found.peers
     ]  # fmt: skip
@@ -275,7 +278,8 @@ def _failures(found: Findings) -> Table:
     rows = [
         (
             _plain(FAILURES.get(one.outcome, one.outcome)), _plain(one.reason or "no reason is known"), _count(one.count),
-            _plain(one.kernel, f"on {one.device}"), _plain(_without(one.detail, one.reason)), _code(one.problem, note=_words(one.config)),
+            _plain(one.kernel, f"on {one.device}"), _plain(_without(one.detail, one.reason)),
+            _code(one.problem, note=_words(one.config)),
         )
         for one in found.failures
     ]  # fmt: skip
@@ -322,8 +326,9 @@ def _certificates(found: Findings) -> Table:
         rows.append(
             (
                 _code(row.champion.problem), _plain(row.kernel, f"on {row.device}"),
-                _plain("on the device" if one.where == "device" else "in Triton's interpreter"), _plain(f"{one.cases} cases", judged),
-                _plain(equal), _plain(rate), _plain(", ".join(one.blind_to) or "nothing known"), _plain(one.oracle, one.criterion),
+                _plain("on the device" if one.where == "device" else "in Triton's interpreter"),
+                _plain(f"{one.cases} cases", judged), _plain(equal), _plain(rate),
+                _plain(", ".join(one.blind_to) or "nothing known"), _plain(one.oracle, one.criterion),
             )
         )  # fmt: skip
     columns = "Problem | Kernel | Proved | Suite | Equal bits | Planted bugs seen | Not seen by the judge | Oracle"
@@ -361,7 +366,8 @@ def _journals(found: Findings) -> Table:
         versions = ", ".join(f"{name} {facts.get(name, 'None')}" for name in ("triton", "torch", "driver"))
         rows.append(
             (
-                _plain(one.path, f"sha256 {one.digest}"), _plain(facts.get("device", "")), _plain(versions.replace("None", "none")),
+                _plain(one.path, f"sha256 {one.digest}"), _plain(facts.get("device", "")),
+                _plain(versions.replace("None", "none")),
                 _plain(facts.get("kernel", ""), facts.get("mode", "")), _code(facts.get("kernel_digest", "")),
                 _code(facts.get("judge_digest", "")), _plain(facts.get("gate_seed", "")), _count(one.records),
             )

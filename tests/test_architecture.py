@@ -94,7 +94,7 @@ LAYERS = (
         "report_portfolio",
         "report_replay",
     ),
-    ("tables", "charts", "page", "page_md"),
+    ("tables", "charts_space", "charts", "page", "page_md"),
     ("commands", "proving", "mutating", "showing", "replaying"),
     ("renewing", "lookups", "reporting", "stock"),
     ("bench", "lab_truth", "lab_tuning", "lab_beside", "lab"),
