@@ -199,7 +199,7 @@ def _heat_maps(found: Findings) -> Iterator[Table]:
             rows.append((Cell(f"{one.y}={y}"), *shown))
         columns = " | ".join([f"{one.y} \\ {one.x}", *(f"#{x}" for x in one.xs)])
         title = f"{one.kernel} on {one.device}, {one.problem}: {one.y} by {one.x}"
-        yield _table(f"heat-table-{place}", title, columns, rows, folded=True)
+        yield _table(f"heat-{place}", title, columns, rows, folded=True)
 
 
 def _spaces(found: Findings) -> Table:
@@ -257,7 +257,7 @@ def _roofline(found: Findings) -> Table:
                  Cell(three_digits(mark.tflops), mark.tflops, called(mark.kind), _tone(mark.kind)), share)
             )  # fmt: skip
     columns = "Problem | Kernel | Config | #Operations a byte | #TFLOP/s | #Share of its roof"
-    return _table("roofline-table", "Under the roof", columns, rows)
+    return _table("roofline", "Under the roof", columns, rows)
 
 
 def _roof_over(one: Roofline, dtype: str, intensity: float) -> tuple[float | None, str]:
