@@ -74,7 +74,7 @@ def _ratio_rows(
         pictures.log_axis(axes.xaxis, tick=lambda value: f"{value:.3g}×", low=low, high=high)
         axes.axvline(1, color=COLOUR["muted"], linewidth=1)
         for place, (label, kind, ratio, interval, words) in enumerate(rows):
-            pictures.row_label(axes, place, cut(label), right=times(ratio))
+            pictures.row_label(axes, place, cut(label, 56), right=times(ratio))
             if interval is not None:
                 axes.plot(interval, [place, place], color=COLOUR["time"], linewidth=1.4, solid_capstyle="butt")
             axes.plot([1, ratio], [place, place], color=COLOUR["grid"], linewidth=3, zorder=1)
@@ -176,7 +176,7 @@ _OUTCOMES = ("measured", "estimated", "replayed", *FAILURES)
 def _outcomes(device: str, rows: list[OutcomeRow]) -> Picture:
     kinds = [kind for kind in _OUTCOMES if any(kind in row.outcomes for row in rows)]
     colours = {kind: COLOUR["time" if kind == "measured" else "estimate"] for kind in kinds if kind not in FAILURES}
-    colours |= {kind: pictures.series(place) for place, kind in enumerate(kind for kind in FAILURES if kind in kinds)}
+    colours |= {kind: pictures.series(place) for place, kind in enumerate(FAILURES)} | {"pruned": COLOUR["default"]}
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.axes
@@ -200,9 +200,8 @@ def _outcomes(device: str, rows: list[OutcomeRow]) -> Picture:
         once = dict(zip(labels, handles, strict=True))
         axes.legend(
             once.values(), once.keys(), frameon=False, ncols=3, fontsize=8, loc="upper left",
-            bbox_to_anchor=(-0.02, -0.5 / len(rows)), handlelength=1, handleheight=0.9, columnspacing=1.2, borderaxespad=0.6,
+            bbox_to_anchor=(-0.02, -0.45 / len(rows)), handlelength=1, handleheight=0.9, columnspacing=1.2, borderaxespad=0.6,
         )  # fmt: skip
-        axes.set_xlabel("trials")
 
     return draw(
         f"outcomes-{anchor(device)}", f"What became of the trials on {device}",

@@ -1,13 +1,13 @@
 """Figures of spaces and devices: block sizes against time, what rules remove, rooflines. Refuses to compute."""
 
 import math
-from collections import Counter
+from typing import Any
 
 from matplotlib.patches import Rectangle
 
 from harness import pictures
 from harness.evidence import SpaceFacts
-from harness.findings import HeatMap, Roofline, called
+from harness.findings import HeatMap, Roof, Roofline, called
 from harness.pictures import COLOUR, Canvas, Picture, anchor, cut, draw, mark_style
 from harness.report import three_digits, times
 
@@ -170,33 +170,44 @@ def _short_number(value: float) -> str:
 
 
 def _roofs(canvas: Canvas, one: Roofline, sides: tuple[float, float]) -> None:
+    """Published roofs dashed, measured ones in full; memory ends where the highest roof of its kind begins."""
     axes, (low, high) = canvas.axes, sides
     for memory in one.memory:
-        peak = max((roof.rate for roof in one.compute), default=memory.rate * high)
-        reach = min(high, peak / memory.rate)
-        line = "-" if memory.kind == "measured" else (0, (5, 3))
+        same = [roof.rate for roof in one.compute if roof.kind == memory.kind] or [roof.rate for roof in one.compute]
+        reach = min(high, max(same, default=memory.rate * high) / memory.rate)
+        said = f"memory {three_digits(memory.rate)} TB/s, {memory.kind}"
         axes.plot(
-            [low, reach], [low * memory.rate, reach * memory.rate], color=COLOUR["roof"], linewidth=1.3, linestyle=line,
-            gid=canvas.tip(f"memory: {three_digits(memory.rate)} TB/s, {memory.kind}"),
+            [low, reach], [low * memory.rate, reach * memory.rate], color=COLOUR["roof"], linewidth=1.3, linestyle=_line(memory),
+            gid=canvas.tip(said),
         )  # fmt: skip
-    heights: Counter[float] = Counter()
-    for roof in one.compute:
-        start = min((roof.rate / memory.rate for memory in one.memory), default=low)
-        line = "-" if roof.kind == "measured" else (0, (5, 3))
-        said = f"{roof.name}: {three_digits(roof.rate)} TFLOP/s, {roof.kind}"
-        axes.plot(
-            [start, high], [roof.rate] * 2, color=COLOUR["roof"], linewidth=1.3, linestyle=line, gid=canvas.tip(said)
-        )
-        heights[roof.rate] += 1
-        if heights[roof.rate] == 1:
-            same = "/".join(each.name for each in one.compute if (each.rate, each.kind) == (roof.rate, roof.kind))
-            axes.annotate(
-                f"{same} {three_digits(roof.rate)} TFLOP/s, {roof.kind}", (high, roof.rate), xytext=(-2, 3),
-                textcoords="offset points", ha="right", va="bottom", color=COLOUR["roof"], fontsize=8,
-            )  # fmt: skip
-    for memory in one.memory[:1]:
-        at = max(low, axes.get_ylim()[0] / memory.rate) * 1.15
+    lowest = min((memory.rate for memory in one.memory), default=0.0)
+    for place, memory in enumerate(one.memory[:2]):
+        at = max(low, axes.get_ylim()[0] / lowest) * 1.15
         axes.annotate(
-            f"memory {three_digits(memory.rate)} TB/s, {memory.kind}", (at, at * memory.rate), xytext=(6, -2),
+            f"memory {three_digits(memory.rate)} TB/s, {memory.kind}", (at, at * lowest), xytext=(10, -3 - 11 * place),
             textcoords="offset points", ha="left", va="top", color=COLOUR["roof"], fontsize=8,
         )  # fmt: skip
+    drawn = set()
+    for roof in one.compute:
+        several = [memory for memory in one.memory if memory.kind == roof.kind] or list(one.memory)
+        start = min((roof.rate / memory.rate for memory in several), default=low)
+        said = f"{roof.name}: {three_digits(roof.rate)} TFLOP/s, {roof.kind}"
+        axes.plot(
+            [start, high],
+            [roof.rate] * 2,
+            color=COLOUR["roof"],
+            linewidth=1.3,
+            linestyle=_line(roof),
+            gid=canvas.tip(said),
+        )
+        if (roof.rate, roof.kind) not in drawn:
+            names = "/".join(each.name for each in one.compute if (each.rate, each.kind) == (roof.rate, roof.kind))
+            axes.annotate(
+                f"{names} {three_digits(roof.rate)} TFLOP/s, {roof.kind}", (high, roof.rate), xytext=(-2, 3),
+                textcoords="offset points", ha="right", va="bottom", color=COLOUR["roof"], fontsize=8,
+            )  # fmt: skip
+        drawn.add((roof.rate, roof.kind))
+
+
+def _line(roof: Roof) -> Any:
+    return "-" if roof.kind == "measured" else (0, (5, 3))

@@ -149,7 +149,9 @@ def tiles(found: Findings) -> list[Tile]:
     )
     trials = sum(sum(one.outcomes.values()) for one in found.outcomes)
     failed = sum(one.count for one in found.failures)
-    fastest = max((row for row in found.champions if row.speedup), key=lambda row: row.speedup or 0.0, default=None)
+    known = [row for row in found.champions if row.speedup]
+    # A time before any estimate, however great.
+    fastest = max(known, key=lambda row: (row.kind == "measured", row.speedup or 0.0), default=None)
     worst = max((one.worst for one in found.budgets), default=None)
     judged = sum(sum(row.champion.certificate.judges.values()) for row in found.champions)
     return [

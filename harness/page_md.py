@@ -1,8 +1,9 @@
 """The tables of a report as Markdown for a pull request. Needs no library.
 
-Text from files stands in code spans, in which nothing is markup, and nobody is called by name. Refuses pictures.
+Text that could be markup stands in code spans, in which nothing is, and nobody is called by name. Refuses pictures.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 from harness.findings import Findings, Missing
@@ -12,6 +13,9 @@ _TITLES = {
     "champions": "Champions", "peers": "Beside others", "search": "Search", "pruning": "Pruning", "roofline": "Roofline",
     "failures": "Failures", "budgets": "Error budgets", "provenance": "Provenance",
 }  # fmt: skip
+# Letters and signs that mean nothing to Markdown, wherever they stand; and what becomes a link all the same.
+_HARMLESS = re.compile(r"[A-Za-z0-9 ,.:%×()'/-]*")
+_LINK = re.compile(r"www|:/")
 # A description of a pull request has 65,536 characters at most.
 MOST_ROWS = 40
 
@@ -53,16 +57,13 @@ def _table(one: Table) -> Iterator[str]:
 
 
 def _cell(one: Cell) -> str:
-    plain = one.order is not None or one.tone in ("quiet", "time", "estimate")
-    text = _plain(one.text) if plain else _span(one.text)
-    note = _plain(one.note) if plain else _span(one.note)
-    return f"{text} ({note})" if note else text
+    text = _span(one.text) if one.code else _words(one.text)
+    return f"{text} ({_words(one.note)})" if one.note else text
 
 
-def _plain(text: str) -> str:
-    """Text of ours, and of theirs where it is harmless whatever it says."""
-    kept = "".join(each if each.isalnum() or each in " .,:;%×–-+/()'" else f"&#{ord(each)};" for each in text)
-    return kept.strip()
+def _words(text: str) -> str:
+    """Text that is nothing but words and numbers as it is, all other as a code span."""
+    return text.strip() if _HARMLESS.fullmatch(text) and not _LINK.search(text) else _span(text)
 
 
 def _span(text: str) -> str:
