@@ -142,13 +142,14 @@ def _peer_rows(evidence: Evidence) -> Iterator[PeerRow]:
             rivals = entry.data.get("rivals")
             if entry.step != "beside" or not isinstance(rivals, Mapping):
                 continue
-            problem = str(entry.data.get("problem", ""))
+            problem, config = str(entry.data.get("problem", "")), entry.data.get("config")
             read = read_problem(problem)
             for name, one in rivals.items():
                 if not isinstance(one, Mapping):
                     continue
                 yield PeerRow(
                     kernel=read.pass_ if read else "", device=book.device, problem=problem,
+                    config=config if isinstance(config, Mapping) else {},
                     config_of=str(entry.data.get("config_of", "")), peer=str(name), ours_ms=_number(one.get("ours_ms")),
                     peer_ms=_number(one.get("rival_ms")), speedup=_number(one.get("ratio")),
                     interval=_interval(one.get("interval")), not_measured=str(one.get("not_measured", "")),

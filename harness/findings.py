@@ -62,11 +62,13 @@ class ChampionRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerRow:
-    """Ours in turns with a peer. `speedup` is the peer's time over ours, with its 95 % interval; None with the reason why not."""
+    """Ours in turns with a peer; `config` is ours, `config_of` says whose. `speedup` is the peer's time over ours, with its 95 %
+    interval; None with the reason why not."""
 
     kernel: str
     device: str
     problem: str
+    config: Mapping[str, Value]
     config_of: str
     peer: str
     ours_ms: float | None

@@ -48,8 +48,8 @@ def _table(one: Table) -> Iterator[str]:
         "|" + "|".join(" ---: " if place in one.numbers else " --- " for place in range(len(one.columns))) + "|",
         *(f"| {' | '.join(map(_cell, row))} |" for row in one.rows[:MOST_ROWS]),
     ]
-    more = len(one.rows) - MOST_ROWS
-    ending = [f"\n{more} more rows are in the page." for _ in range(more > 0)]
+    more = len(one.rows) + one.more - MOST_ROWS
+    ending = [f"\n{more} more rows are left out." for _ in range(more > 0)]
     if one.folded:
         yield from (f"<details><summary>{one.title}</summary>", "", *body, *ending, "", "</details>")
     else:

@@ -11,6 +11,8 @@ from harness.report import FAILURES, plural, three_digits, times
 from harness.sealed import tame
 
 NOT_MEASURED = "not measured"
+# A reader of more has better tools than a page.
+MOST_ROWS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """`numbers` are the columns that hold numbers; `folded` says that a page shows it when asked."""
+    """`numbers` are the columns that hold numbers; `folded` says that a page shows it when asked, `more` how many rows
+    beyond those there are."""
 
     name: str
     title: str
@@ -35,6 +38,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     numbers: frozenset[int] = frozenset()
     folded: bool = False
+    more: int = 0
 
 
 def tables(found: Findings) -> dict[str, list[Table]]:
@@ -55,9 +59,10 @@ def tables(found: Findings) -> dict[str, list[Table]]:
 
 def _table(name: str, title: str, columns: str, rows: Iterable[Sequence[Cell]], *, folded: bool = False) -> Table:
     """Columns are divided by `|`; one that begins with `#` holds numbers."""
-    named = [each.strip() for each in columns.split("|")]
+    named, every = [each.strip() for each in columns.split("|")], [tuple(row) for row in rows]
     return Table(
-        name=name, title=title, columns=tuple(each.removeprefix("#") for each in named), rows=tuple(tuple(row) for row in rows),
+        name=name, title=title, columns=tuple(each.removeprefix("#") for each in named), rows=tuple(every[:MOST_ROWS]),
+        more=max(0, len(every) - MOST_ROWS),
         numbers=frozenset(place for place, each in enumerate(named) if each.startswith("#")), folded=folded,
     )  # fmt: skip
 
@@ -126,14 +131,14 @@ def _champion(row: ChampionRow, found: Findings) -> tuple[Cell, ...]:
 
 
 def _best_peer(row: ChampionRow, found: Findings) -> Cell:
-    """Beside the fastest of the peers that were measured on this problem."""
-    mine = [
-        one
-        for one in found.peers
-        if (one.device, one.problem) == (row.device, row.champion.problem) and one.speedup and one.peer != "default"
+    """Beside the fastest of the peers that were measured in turns with this very config."""
+    whose = (row.device, row.champion.problem)
+    several = [
+        one for one in found.peers if (one.device, one.problem) == whose and one.speedup and one.peer != "default"
     ]
+    mine = [one for one in several if one.config == row.champion.config]
     if not mine:
-        return Cell(NOT_MEASURED, tone="quiet")
+        return Cell(NOT_MEASURED, note="only another config of ours" if several else "", tone="quiet")
     best = min(mine, key=lambda one: one.speedup or 0.0)
     return Cell(times(best.speedup or 0.0), best.speedup, tame(f"{best.peer}, {_between(best.interval)}"), "time")
 
@@ -304,15 +309,12 @@ def _budgets(found: Findings) -> Table:
 
 
 def _budget(one: BudgetRow) -> tuple[Cell, ...]:
-    def share(value: float | None) -> Cell:
-        return Cell(f"{value:.3f}", value) if value is not None else Cell("not asked", tone="quiet")
-
-    def small(value: float | None) -> Cell:
-        return Cell(f"{value:.3g}", value) if value is not None else Cell("")
+    def digits(value: float | None, form: str) -> Cell:
+        return Cell(format(value, form), value) if value is not None else Cell("not asked", tone="quiet")
 
     return (
-        _code(one.row.champion.problem), _plain(one.row.kernel, f"on {one.row.device}"), _plain(one.output), share(one.gate),
-        share(one.suite), small(one.error), small(one.bound),
+        _code(one.row.champion.problem), _plain(one.row.kernel, f"on {one.row.device}"), _plain(one.output), digits(one.gate, ".3f"),
+        digits(one.suite, ".3f"), digits(one.error, ".3g"), digits(one.bound, ".3g"),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from tests.fake_runner import fake_artifact, fake_time_ms, passing_verdict, wron
 FORWARD = "b1 h32/8 s2048 d128 bf16 causal fwd"
 BACKWARD = "b1 h32/8 s2048 d128 bf16 causal bwd"
 # What an enemy would write wherever text may stand.
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>'\"&|`$x^{$"
+HOSTILE = "$x^{$<script>alert(1)</script><img src=x onerror=alert(1)>'\"&|`@all"
 
 
 def outcome(problem: Problem, config: dict[str, Any], mode: str) -> Any:
@@ -93,7 +93,7 @@ def champions(results: Path, *, hostile: bool = False) -> None:
     fake_champions.keep(results, fake_champions.champion_file(backward, kernel="flash_bwd"), draft=True)
 
 
-def campaign(folder: Path, *, device: str = "h200", **rivals: Any) -> Path:
+def campaign(folder: Path, *, device: str = "h200", config: Any = None, **rivals: Any) -> Path:
     """A ledger: what peers took beside ours, and the device's ceilings."""
     found = {
         "sdpa:flash": {"rival_ms": 0.13, "ours_ms": 0.1, "ratio": 1.3, "interval": [1.27, 1.33], "verdict": "faster"},
@@ -110,7 +110,8 @@ def campaign(folder: Path, *, device: str = "h200", **rivals: Any) -> Path:
             "truth/ceilings": common | {"step": "truth", "data": {"ceilings": rates}},
             f"beside/{FORWARD}": common | {
                 "step": "beside",
-                "data": {"problem": FORWARD, "config_of": f"champion of {FORWARD}", "config": {}, "rivals": found | rivals},
+                "data": {"problem": FORWARD, "config_of": f"champion of {FORWARD}", "config": config or {"block_m": 64},
+                         "rivals": found | rivals},
             },
         },
     }  # fmt: skip

@@ -107,6 +107,14 @@ def test_peers_are_there_with_intervals_or_with_the_reason_why_not(found: Findin
     assert said[BACKWARD].text == NOT_MEASURED
 
 
+def test_what_another_config_of_ours_did_beside_a_peer_is_not_the_champions(tmp_path: Path) -> None:
+    made_up.champions(tmp_path)
+    made_up.campaign(tmp_path, config={"block_m": 16})
+    (table,) = tables(find(gather([tmp_path])))["champions"]
+    cells = {row[0].text: row[table.columns.index("Over best peer")] for row in table.rows}
+    assert (cells[FORWARD].text, cells[FORWARD].note) == (NOT_MEASURED, "only another config of ours")
+
+
 def test_what_is_no_number_in_a_ledger_is_not_measured(tmp_path: Path) -> None:
     """`json` reads NaN and Infinity, and so does the ledger."""
     broken = {"rival_ms": -1, "ours_ms": "fast", "ratio": float("nan"), "interval": [1, "two"]}
