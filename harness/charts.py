@@ -4,6 +4,7 @@ A filled round mark is a time, a hollow square an estimate, in every figure. Ref
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -56,7 +57,10 @@ def _by_device(rows: Sequence[Any], paint: Callable[[str, list[Any]], Picture]) 
         return str(row.row.device if isinstance(row, BudgetRow) else row.device)
 
     for device, mine in groupby(sorted(rows, key=device_of), key=device_of):
-        yield paint(device, list(mine)[:MOST_ROWS])
+        every = list(mine)
+        picture = paint(device, every[:MOST_ROWS])
+        cut_off = f" Drawn are {MOST_ROWS} of {len(every)}; the table has more." if len(every) > MOST_ROWS else ""
+        yield replace(picture, caption=picture.caption + cut_off)
 
 
 def _ratio_rows(

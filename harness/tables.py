@@ -313,8 +313,8 @@ def _budget(one: BudgetRow) -> tuple[Cell, ...]:
         return Cell(format(value, form), value) if value is not None else Cell("not asked", tone="quiet")
 
     return (
-        _code(one.row.champion.problem), _plain(one.row.kernel, f"on {one.row.device}"), _plain(one.output), digits(one.gate, ".3f"),
-        digits(one.suite, ".3f"), digits(one.error, ".3g"), digits(one.bound, ".3g"),
+        _code(one.row.champion.problem), _plain(one.row.kernel, f"on {one.row.device}"), _plain(one.output),
+        digits(one.gate, ".3f"), digits(one.suite, ".3f"), digits(one.error, ".3g"), digits(one.bound, ".3g"),
     )  # fmt: skip
 
 

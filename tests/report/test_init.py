@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,8 @@ def test_a_workspace_of_an_installed_wheel_tunes(tmp_path: Path) -> None:
     (wheel,) = wheels.glob("flashtune-*.whl")
     run(*pip, "--python", venv / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
     (packages,) = (venv / "lib").glob("python*/site-packages")
-    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "others.pth").write_text("".join(f"{path}\n" for path in others))
     flashtune = venv / "bin" / "flashtune"
     run(flashtune, "init", "work", cwd=tmp_path)
     where = run(venv / "bin" / "python", "-c", "import harness; print(harness.__file__)", cwd=tmp_path / "work")
