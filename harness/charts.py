@@ -233,7 +233,7 @@ def _budgets(device: str, rows: list[BudgetRow]) -> Picture:
                 if share is not None:
                     bar = axes.barh([place + shift], [share], height=0.15, color=COLOUR[colour])
                     bar[0].set_gid(canvas.tip(f"{words}: {share:.3f} of the bound; {said}"))
-        axes.set_xlabel("error as a share of its bound (1 would be wrong)")
+        axes.set_xlabel("error as a share of its bound (more than 1 is wrong)")
 
     return draw(
         f"budgets-{anchor(device)}", f"Error budgets on {device}",
