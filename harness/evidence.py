@@ -1,4 +1,4 @@
-"""What lies in files that a report can show: champions, journals, recorded spaces, ledgers of campaigns, judged searches.
+"""What lies in files that a report can show: champions, journals, recorded spaces, campaigns, benches, judged searches.
 
 Files may come from anywhere: each is known by what is in it, not by its name, and every text in it is made one tame line. In a
 folder, what a report cannot show is passed over, and what is damaged is named. Refuses to interpret anything.
@@ -22,7 +22,7 @@ from harness.landscape import Landscape, read_landscapes
 from harness.outcome import Record, value_ms
 from harness.recorded import FORMAT as RECORDED_FORMAT
 from harness.recorded import read_recorded, reason_of
-from harness.sealed import tame
+from harness.sealed import parse, read_file, tame
 from harness.search_documents import SearchesDocument
 from harness.space import Config, Value
 from harness.store import read_journal
@@ -31,9 +31,7 @@ from harness.trust import Standing
 # What tells a kind of file is in its first bytes.
 _HEAD = 4096
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-_KNOWN = (
-    "champion files, journals, recorded spaces, `campaign.json` and what `replay --spaces --json` prints can be shown"
-)
+_KNOWN = "champion files, journals, recorded spaces, what campaigns, benches and judged searches print can be shown"
 _LONGEST = 300
 
 
@@ -95,6 +93,7 @@ class Evidence:
     journals: tuple[JournalFacts, ...] = ()
     campaigns: tuple[tuple[str, Book], ...] = ()
     searches: tuple[tuple[str, SearchesDocument], ...] = ()
+    benches: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     spaces: tuple[SpaceFacts, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
 
@@ -106,6 +105,7 @@ class _Found:
     journals: list[JournalFacts] = field(default_factory=list)
     campaigns: list[tuple[str, Book]] = field(default_factory=list)
     searches: list[tuple[str, SearchesDocument]] = field(default_factory=list)
+    benches: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
 
 
@@ -128,7 +128,7 @@ def gather(paths: Sequence[Path], standings_of: StandingsOf = lambda file: None)
             raise UsageError(f"{tame(path, _LONGEST)} is nothing that a report can show", hint=_KNOWN)
     return Evidence(
         champions=tuple(found.champions), trials=tuple(found.trials), journals=tuple(found.journals),
-        campaigns=tuple(found.campaigns), searches=tuple(found.searches), unread=found.unread,
+        campaigns=tuple(found.campaigns), searches=tuple(found.searches), benches=tuple(found.benches), unread=found.unread,
     )  # fmt: skip
 
 
@@ -172,6 +172,8 @@ def _take(path: Path, found: _Found, standings_of: StandingsOf) -> bool:
             raise UsageError(
                 f"{name} is not what `replay --spaces --json` prints: {error.errors()[0]['msg']}"
             ) from error
+    elif b'"problems"' in head and b'"peers"' in head:
+        found.benches.append((name, parse(read_file(path), name)))
     else:
         return False
     return True
@@ -208,9 +210,15 @@ def _last_of_each(records: Iterable[Record]) -> Iterator[Trial]:
     for one in last.values():
         yield Trial(
             config={str(tame(key)): _tame_value(value) for key, value in one.config.items()},
-            value_ms=value_ms(one.outcome), outcome=one.outcome.kind, reason=tame(reason_of(one), _LONGEST),
+            value_ms=possible(value_ms(one.outcome)), outcome=one.outcome.kind, reason=tame(reason_of(one), _LONGEST),
             rule=tame(getattr(one.outcome, "rule", "")),
         )  # fmt: skip
+
+
+def possible(value: float | None) -> float | None:
+    """A number of this world, whether milliseconds, a rate or a ratio; None for one that no figure could show, which a file may
+    hold all the same."""
+    return value if value is not None and 1e-12 < value < 1e12 else None
 
 
 def _tame_value(value: Any) -> Value:
@@ -224,7 +232,7 @@ def _of_recorded(path: Path, name: str) -> Trials:
     measured = bool(recorded.measured)
     trials = []
     for line in recorded.lines:
-        value = line.time_ms if measured else line.estimate_ms
+        value = possible(line.time_ms if measured else line.estimate_ms)
         config = {tame(key): _tame_value(one) for key, one in zip(header.params, line.config, strict=False)}
         rule = line.reason.partition(":")[0] if line.outcome == "pruned" else ""
         trials.append(
@@ -241,7 +249,7 @@ def _of_recorded(path: Path, name: str) -> Trials:
 def _of_landscape(found: Landscape) -> Trials:
     trials = tuple(
         Trial(
-            config={tame(key): _tame_value(value) for key, value in config.items()}, value_ms=one.time_ms,
+            config={tame(key): _tame_value(value) for key, value in config.items()}, value_ms=possible(one.time_ms),
             outcome="measured" if one.time_ms is not None else "launch_failed", reason=tame(one.failure, _LONGEST),
         )
         for config, one in found.recordings.items()

@@ -1,6 +1,5 @@
 """From evidence to findings: pure functions that make the rows and series of a report. Refuses to draw, and to touch a file."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +7,7 @@ from typing import Any
 
 from harness.device import TARGETS
 from harness.errors import ProblemError
-from harness.evidence import Evidence, Trial, Trials
+from harness.evidence import Evidence, Trial, Trials, possible
 from harness.findings import (
     BudgetRow,
     Cell,
@@ -33,6 +32,7 @@ _BLOCK = "block"
 # What a campaign calls the rates that it has measured.
 _COPY = "copy TB/s"
 _LETTERS = 26
+_MOST = 1e300
 
 
 def find(evidence: Evidence) -> Findings:
@@ -42,7 +42,7 @@ def find(evidence: Evidence) -> Findings:
     found = Findings(
         evidence=evidence,
         champions=champions,
-        peers=tuple(sorted(_peer_rows(evidence), key=lambda row: (row.device, *problem_order(row.kernel, row.problem)))),
+        peers=tuple(sorted(_peer_rows(evidence), key=lambda row: (row.device, *problem_order("", row.problem)))),
         convergence=tuple(_convergence(one, champions) for one in ordered if _has_number(one)),
         heat_maps=tuple(each for one in ordered for each in heat_maps(one)),
         rooflines=tuple(_rooflines(champions, evidence)),
@@ -109,7 +109,7 @@ def _row_order(row: ChampionRow) -> tuple[Any, ...]:
 
 def tflops(problem: Problem | None, value_ms: float | None) -> float | None:
     """10^12 operations a second, of those that the mathematics needs."""
-    return problem.flops / value_ms / 1e9 if problem is not None and value_ms else None
+    return possible(problem.flops / value_ms / 1e9) if problem is not None and possible(value_ms) and value_ms else None
 
 
 def _champion_rows(evidence: Evidence) -> Iterator[ChampionRow]:
@@ -121,7 +121,8 @@ def _champion_rows(evidence: Evidence) -> Iterator[ChampionRow]:
                 speedup = 1 / number.ratio
             elif number.default_ms is not None:
                 speedup = number.default_ms / number.value_ms
-            low_high = number.ratio_interval
+            sides = tuple(possible(side) for side in number.ratio_interval or ())
+            low, high = sides if len(sides) == 2 else (None, None)
             changed = tuple(
                 (name, champion.default[name], value)
                 for name, value in champion.config.items()
@@ -129,38 +130,43 @@ def _champion_rows(evidence: Evidence) -> Iterator[ChampionRow]:
             )
             yield ChampionRow(
                 shown=shown, champion=champion, problem=problem, kind=number.kind, value_ms=number.value_ms,
-                tflops=tflops(problem, number.value_ms), speedup=speedup,
-                speedup_interval=(1 / low_high[1], 1 / low_high[0]) if low_high else None, changed=changed,
+                tflops=tflops(problem, number.value_ms), speedup=possible(speedup),
+                speedup_interval=(1 / high, 1 / low) if low and high else None, changed=changed,
                 draft=shown.path.endswith(".draft.json"),
             )  # fmt: skip
 
 
 def _peer_rows(evidence: Evidence) -> Iterator[PeerRow]:
-    """What campaigns have measured of others. Ledgers hold anybody's values: what is no number is none."""
+    """What campaigns and benches have measured of others. Both hold anybody's values: what is no number is none."""
     for _, book in evidence.campaigns:
         for entry in book.parts.values():
             rivals = entry.data.get("rivals")
-            if entry.step != "beside" or not isinstance(rivals, Mapping):
-                continue
-            problem, config = str(entry.data.get("problem", "")), entry.data.get("config")
-            read = read_problem(problem)
-            for name, one in rivals.items():
-                if not isinstance(one, Mapping):
-                    continue
-                yield PeerRow(
-                    kernel=read.pass_ if read else "", device=book.device, problem=problem,
-                    config=config if isinstance(config, Mapping) else {},
-                    config_of=str(entry.data.get("config_of", "")), peer=str(name), ours_ms=_number(one.get("ours_ms")),
-                    peer_ms=_number(one.get("rival_ms")), speedup=_number(one.get("ratio")),
-                    interval=_interval(one.get("interval")), not_measured=str(one.get("not_measured", "")),
-                )  # fmt: skip
+            if entry.step == "beside" and isinstance(rivals, Mapping):
+                yield from _beside(book.device, entry.data, ((str(name), one) for name, one in rivals.items()))
+    for _, bench in evidence.benches:
+        problems = bench.get("problems")
+        for one in problems if isinstance(problems, list) else ():
+            peers = one.get("peers") if isinstance(one, Mapping) else None
+            if isinstance(peers, list):
+                named = ((str(peer.get("name", "")), peer) for peer in peers if isinstance(peer, Mapping))
+                yield from _beside(str(bench.get("device", "")), one, named)
+
+
+def _beside(device: str, ours: Mapping[str, Any], peers: Iterable[tuple[str, Any]]) -> Iterator[PeerRow]:
+    config = ours.get("config")
+    for name, one in peers:
+        if isinstance(one, Mapping):
+            yield PeerRow(
+                device=device, problem=str(ours.get("problem", "")), config=config if isinstance(config, Mapping) else {},
+                config_of=str(ours.get("config_of", "")), peer=name, ours_ms=_number(one.get("ours_ms")),
+                peer_ms=_number(one.get("peer_ms", one.get("rival_ms"))), speedup=_number(one.get("ratio")),
+                interval=_interval(one.get("interval")), not_measured=str(one.get("not_measured", "")),
+            )  # fmt: skip
 
 
 def _number(value: Any) -> float | None:
-    """A positive finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        return None
-    return float(value)
+    """A number that can be shown, or None. A whole number of JSON may be greater than any float."""
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else possible(float(min(value, _MOST)))
 
 
 def _interval(value: Any) -> Interval | None:
@@ -185,7 +191,7 @@ def _convergence(trials: Trials, champions: Sequence[ChampionRow]) -> Convergenc
     )
     return Convergence(
         kernel=trials.kernel, device=trials.device, problem=trials.problem, kind=trials.kind, values=values, best=tuple(best),
-        default_ms=None if default is None else default.champion.number.default_ms,
+        default_ms=None if default is None else possible(default.champion.number.default_ms),
     )  # fmt: skip
 
 

@@ -65,7 +65,6 @@ class PeerRow:
     """Ours in turns with a peer; `config` is ours, `config_of` says whose. `speedup` is the peer's time over ours, with its 95 %
     interval; None with the reason why not."""
 
-    kernel: str
     device: str
     problem: str
     config: Mapping[str, Value]

@@ -121,6 +121,21 @@ def campaign(folder: Path, *, device: str = "h200", config: Any = None, **rivals
     return path
 
 
+def bench(path: Path, **peer: Any) -> Path:
+    """What `flashtune bench --json` prints."""
+    found = {"name": "flex", "peer_ms": 0.3, "ours_ms": 0.1, "ratio": 3.0, "interval": [2.9, 3.1], "verdict": "faster"}
+    one = {
+        "problem": FORWARD,
+        "flops": 1,
+        "config": {"block_m": 64},
+        "config_of": "champion",
+        "peers": [found, peer, 7],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"kernel": "flash_fwd", "device": "h200", "problems": [one, None]}))
+    return path
+
+
 def everything(results: Path) -> Path:
     """All of it, as a workspace keeps it."""
     champions(results)

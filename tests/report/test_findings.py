@@ -115,6 +115,14 @@ def test_what_another_config_of_ours_did_beside_a_peer_is_not_the_champions(tmp_
     assert (cells[FORWARD].text, cells[FORWARD].note) == (NOT_MEASURED, "only another config of ours")
 
 
+def test_a_bench_is_read_like_a_campaign(tmp_path: Path) -> None:
+    path = made_up.bench(tmp_path / "bench.json", name="fa3", ratio=None, not_measured="it is not installed")
+    rows = {one.peer: one for one in find(gather([path])).peers}
+    assert set(rows) == {"flex", "fa3"}
+    assert (rows["flex"].speedup, rows["flex"].peer_ms, rows["flex"].interval) == (3.0, 0.3, (2.9, 3.1))
+    assert (rows["fa3"].speedup, rows["fa3"].not_measured) == (None, "it is not installed")
+
+
 def test_what_is_no_number_in_a_ledger_is_not_measured(tmp_path: Path) -> None:
     """`json` reads NaN and Infinity, and so does the ledger."""
     broken = {"rival_ms": -1, "ours_ms": "fast", "ratio": float("nan"), "interval": [1, "two"]}

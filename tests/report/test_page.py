@@ -20,6 +20,7 @@ from harness.evidence import gather
 from harness.finders import find
 from harness.page import SECTIONS, page
 from harness.page_md import markdown
+from tests import fake_champions
 from tests.report import made_up
 from tests.report.browser import Browser, needs_chromium
 from tests.report.made_up import FORWARD, HOSTILE
@@ -143,6 +144,29 @@ def test_what_a_file_says_is_never_markup(tmp_path: Path) -> None:
     assert "`" not in outside and "alert(1)" in pulled
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in pulled.splitlines() if line.startswith("|")]
     assert all(widths), widths
+
+
+@pytest.mark.parametrize(("value", "other"), [(5e-324, 1.7e308), (1.7e308, 5e-324), (1.7e308, 1.7e308)])
+def test_numbers_of_no_world_are_shown_in_no_figure(tmp_path: Path, value: float, other: float) -> None:
+    number = made_up.number(
+        value_ms=value,
+        default_ms=other,
+        ratio=other,
+        ratio_interval=(value, other),
+        interval_ms=(value, other),
+        runner_up=None,
+    )
+    fake_champions.keep(tmp_path, fake_champions.champion_file(fake_champions.champion(FORWARD, number=number)))
+    made_up.campaign(tmp_path, huge={"ratio": 10**400, "rival_ms": value, "ours_ms": other, "interval": [value, other]})
+    path = made_up.journal(tmp_path)
+    lines = path.read_text().splitlines()
+    for place, line in enumerate(lines):
+        lines[place] = re.sub(r'"times_ms":\[[^]]*\]', f'"times_ms":[{value if place % 2 else other}]', line)
+    path.write_text("\n".join(lines) + "\n")
+    found = find(gather([tmp_path]))
+    assert not found.evidence.unread and found.champions[0].speedup is None and not found.convergence
+    Reader(page(found, made=MADE))
+    assert "`flash_fwd` (on h200)" in markdown(found, made=MADE)
 
 
 def test_an_estimate_is_called_one_before_anything_else(tmp_path: Path) -> None:
