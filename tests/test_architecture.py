@@ -83,6 +83,7 @@ LAYERS = (
     ("crown", "studies"),
     ("champion_documents", "search_documents"),
     ("documents", "support"),
+    ("evidence", "findings", "finders", "pictures"),
     (
         "report",
         "report_proof",
@@ -93,8 +94,9 @@ LAYERS = (
         "report_portfolio",
         "report_replay",
     ),
+    ("tables", "charts_space", "charts", "page", "page_md"),
     ("commands", "proving", "mutating", "showing", "replaying"),
-    ("renewing", "lookups"),
+    ("renewing", "lookups", "reporting", "stock"),
     ("bench", "lab_truth", "lab_tuning", "lab_beside", "lab"),
     ("campaigning",),
     ("cli",),
