@@ -270,6 +270,8 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "lookup": TypeAdapter(champion_documents.LookupDocument),
     "table": TypeAdapter(champion_documents.TableDocument),
     "export": TypeAdapter(export_documents.ExportDocument),
+    "report": TypeAdapter(champion_documents.ReportDocument),
+    "init": TypeAdapter(champion_documents.InitDocument),
 }
 
 

@@ -85,6 +85,7 @@ LAYERS = (
     ("documents", "support"),
     # The modules of a package share its place.
     ("export",),
+    ("evidence", "findings", "finders", "pictures"),
     (
         "report",
         "report_proof",
@@ -96,8 +97,9 @@ LAYERS = (
         "report_replay",
         "report_export",
     ),
+    ("tables", "charts_space", "charts", "page", "page_md"),
     ("commands", "proving", "mutating", "showing", "replaying"),
-    ("renewing", "lookups", "exporting"),
+    ("renewing", "lookups", "exporting", "reporting", "stock"),
     ("bench", "lab_truth", "lab_tuning", "lab_beside", "lab"),
     ("campaigning",),
     ("cli",),
