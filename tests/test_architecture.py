@@ -74,7 +74,7 @@ LAYERS = (
     ("cases", "judges", "criteria", "suite", "shrink", "proof"),
     ("child",),
     ("worker",),
-    ("simulated", "trials"),
+    ("simulated", "replayed", "trials"),
     ("campaign", "truth", "answers", "campaign_plan"),
     ("ahead",),
     ("fuzz_child", "fuzz", "mutate_judges", "mutate_child", "mutate", "in_process", "pytest_plugin"),
