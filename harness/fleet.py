@@ -195,7 +195,8 @@ class RayRunner:
                     return free
                 if ready:
                     alone_since = time.monotonic()
-                if time.monotonic() - alone_since > self.patience_s:
+                refused = bool(self.refused) and all(one.refused for one in self._devices)
+                if refused or time.monotonic() - alone_since > self.patience_s:
                     raise MachineError(
                         f"no worker offers {RESOURCE}{self.device.name}" + "".join(f"\n  {why}" for why in self.refused),
                         hint=f"ray start --address=HEAD:6379 --resources='{{\"{RESOURCE}{self.device.name}\": 1}}' on each",
@@ -279,17 +280,17 @@ class _Bench:
         return self._runner
 
 
-_runners: dict[Any, Runner] = {}
+# The runner of this process, and what made it.
+_kept: list[tuple[Place, Runner]] = []
 
 
 def _work(place: Place, method: str, given: Any, named: Any) -> Any:
     """One stage on a CPU. A process of Ray's works for many tasks, and keeps what it works with."""
-    if place not in _runners:
-        for runner in _runners.values():
+    if not _kept or _kept[0][0] != place:
+        for _, runner in _kept:
             runner.close()
-        _runners.clear()
-        _runners[place] = place()
-    return getattr(_runners[place], method)(*given, **named)()
+        _kept[:] = [(place, place())]
+    return getattr(_kept[0][1], method)(*given, **named)()
 
 
 def standing_of(place: Place, runner: Runner) -> Standing:

@@ -5,6 +5,7 @@ recorded. Refuses to kill anything but workers of that cluster, and to count wha
 """
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -115,35 +116,43 @@ def actors() -> list[int]:
 def study_fleet(
     space: Path, storage: str, folder: Path, *, workers: Sequence[int], trials: int, kill_every_s: float, pace: float, seed: int
 ) -> dict[str, Any]:
-    """The same tune of the recorded space in the file `space` by fleets of several sizes, with trials in `storage`."""
+    """The same tune of the recorded space in the file `space` by fleets of several sizes, with trials in `storage`; on a cluster that
+    is started here."""
+    fleet.connect("local", device=MODEL, devices=max(workers), cpus=2)
+    try:
+        how = {"trials": trials, "kill_every_s": kill_every_s, "pace": pace, "seed": seed}
+        return by_size(space, storage, folder, workers=workers, **how)
+    finally:
+        fleet.disconnect()
+
+
+def by_size(
+    space: Path, storage: str, folder: Path, *, workers: Sequence[int], trials: int, kill_every_s: float, pace: float, seed: int
+) -> dict[str, Any]:
+    """`study_fleet` on the cluster that this process is connected to."""
     land = read_landscapes(space)[0]
     run, found = uuid.uuid4().hex[:8], {}
     sets: list[set[Config]] = []
-    fleet.connect("local", device=MODEL, devices=max(workers), cpus=2)
-    try:
-        for count in workers:
-            log = folder / f"{run}-{count}.log"
-            place = LoggedPlace(path=space, device=MODEL, pace=pace, log=log)
-            ahead = fleet.batches_ahead(count, BATCH)
-            runner = fleet.RayRunner(
-                place=place, device=facts_of(MODEL), mode="measured", ahead=ahead, most=count, digest=""
-            )
-            identity = {"study": run, "device": MODEL, "workers": count}
-            spaces = {STAND_IN.key: land.space}
-            with (
-                contextlib.closing(open_shared_journal(folder / f"{run}-{count}.jsonl", identity, spaces, storage)) as journal,
-                contextlib.closing(runner),
-                killing(kill_every_s, lambda kept=journal: len(kept.records), random.Random(seed)) as killed,
-            ):
-                began = time.monotonic()
-                settled = settle(task_of(land, seed=seed), runner, journal, trials=trials, seed=seed)
-                seconds = time.monotonic() - began
-                states = Counter(one.state.name for one in journal.studies[STAND_IN.key].get_trials(deepcopy=False))
-                kept = records_in(journal)
-            found[str(count)] = _summary(settled, kept, states, log) | {"seconds": round(seconds, 1), "killed": len(killed)}
-            sets.append({Config(one.config) for one in kept})
-    finally:
-        fleet.disconnect()
+    for count in workers:
+        log = folder / f"{run}-{count}.log"
+        place = LoggedPlace(path=space, device=MODEL, pace=pace, log=log)
+        runner = fleet.RayRunner(
+            place=place, device=facts_of(MODEL), mode="measured", ahead=fleet.batches_ahead(count, BATCH), most=count
+        )
+        identity = {"study": run, "device": MODEL, "workers": count}
+        spaces = {STAND_IN.key: land.space}
+        with (
+            contextlib.closing(open_shared_journal(folder / f"{run}-{count}.jsonl", identity, spaces, storage)) as journal,
+            contextlib.closing(runner),
+            killing(kill_every_s, functools.partial(len, journal.records), random.Random(seed)) as killed,
+        ):
+            began = time.monotonic()
+            settled = settle(task_of(land, seed=seed), runner, journal, trials=trials, seed=seed)
+            seconds = time.monotonic() - began
+            states = Counter(one.state.name for one in journal.studies[STAND_IN.key].get_trials(deepcopy=False))
+            kept = records_in(journal)
+        found[str(count)] = _summary(settled, kept, states, log) | {"seconds": round(seconds, 1), "killed": len(killed)}
+        sets.append({Config(one.config) for one in kept})
     return {
         "space": land.name, "legal": len(land.space.legal), "asked_for": trials, "best_ms": land.best_ms,
         "by_workers": found, "same_trials": all(one == sets[0] for one in sets),

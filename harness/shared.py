@@ -42,9 +42,11 @@ class SharedJournal(Journal):
     spaces: Mapping[str, Space] = field(default_factory=dict)
     shown: str = ""
     owner: str = ""
+    storage: Any = None
     # Trials that are claimed and not finished.
     _claimed: dict[Any, optuna.Trial] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
+    _heart: threading.Thread | None = None
 
     def begin(self, problem: str, config: Mapping[str, Any]) -> None:
         """Claim a candidate: from here on it is somebody's, until it is finished or its heartbeat stops."""
@@ -76,11 +78,14 @@ class SharedJournal(Journal):
     def close(self) -> None:
         """Let go of what was claimed and not finished, so that the next tune need not wait for it to go stale."""
         self._over.set()
+        if self._heart is not None:
+            self._heart.join()
         with contextlib.suppress(JournalError), _reaching(self.shown):
             for (problem, _), trial in self._claimed.items():
                 self.studies[problem].tell(trial, state=TrialState.FAIL)
         self._claimed.clear()
         Journal.close(self)
+        _let_go(self.storage)
 
     def _publish(self, record: Record, trial: optuna.Trial | None) -> None:
         study, text = self.studies[record.problem], RECORDS.dump_json(record).decode()
@@ -141,11 +146,17 @@ class SharedJournal(Journal):
             )
         return RECORDS.validate_json(attributes["record"])
 
+    def live(self, every_s: float) -> None:
+        """Renew all claims every so many seconds, until it is closed."""
+        self._heart = threading.Thread(target=self._beat, args=(every_s,), daemon=True)
+        self._heart.start()
+
     def _beat(self, every_s: float) -> None:
         while not self._over.wait(every_s):
             for (problem, _), trial in list(self._claimed.items()):
                 with contextlib.suppress(JournalError), _reaching(self.shown):
                     _beat(self.studies[problem], trial)
+        self.storage.remove_session()
 
 
 def open_shared_journal(
@@ -162,20 +173,25 @@ def open_shared_journal(
     Raises `JournalError` for another run's, `UsageError` for an address that is none, `MachineError` where nothing answers.
     """
     storage = open_storage(url, heartbeat_s=heartbeat_s, grace_s=grace_s)
-    local = open_journal(path, identity)
+    try:
+        local = open_journal(path, identity)
+    except BaseException:
+        _let_go(storage)
+        raise
     try:
         with _reaching(shown_url(url)):
             studies = {problem: _open_study(storage, f"{path.stem} {problem}", identity, problem) for problem in spaces}
             shared = SharedJournal(
                 path=local.path, identity=local.identity, records=local.records, torn=local.torn, _file=local._file,
-                studies=studies, spaces=dict(spaces), shown=shown_url(url), owner=_owner(path),
+                studies=studies, spaces=dict(spaces), shown=shown_url(url), owner=_owner(path), storage=storage,
             )  # fmt: skip
             _merge(shared, grace_s + heartbeat_s)
     except BaseException:
         local.close()
+        _let_go(storage)
         raise
-    if not url.startswith("grpc"):
-        threading.Thread(target=shared._beat, args=(heartbeat_s,), daemon=True).start()
+    if hasattr(storage, "record_heartbeat"):
+        shared.live(heartbeat_s)
     return shared
 
 
@@ -219,6 +235,15 @@ def open_storage(url: str, *, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRA
             f"postgresql+psycopg://{rest}", engine_kwargs={"pool_pre_ping": True}, heartbeat_interval=heartbeat_s,
             grace_period=grace_s,
         )  # fmt: skip
+
+
+def _let_go(storage: Any) -> None:
+    """Close all connections."""
+    if hasattr(storage, "engine"):
+        storage.remove_session()
+        storage.engine.dispose()
+    else:
+        storage.close()
 
 
 def shown_url(url: str) -> str:
