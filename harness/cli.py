@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--fleet", metavar="F", help="tune on a Ray cluster: ray://HOST:PORT, HOST:PORT, or local; see docs/fleet.md"
     )
-    tune.add_argument("--storage", metavar="URL", help="with --fleet: postgresql://..., or grpc://HOST:PORT, for trials")
+    tune.add_argument(
+        "--storage", metavar="URL", help="with --fleet: postgresql://..., or grpc://HOST:PORT, for trials"
+    )
     tune.add_argument("--no-progress", action="store_true", help="no live progress bar")
 
     space = _verb(verbs, "space", "the size of a kernel's space, and how many configs each rule removes")

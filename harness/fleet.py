@@ -17,12 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.child import failure
 from harness.device import DeviceFacts
 from harness.errors import HarnessError, MachineError, UsageError
 from harness.outcome import KILLED, Mode, Stage
 from harness.problem import Problem
 from harness.space import Config
-from harness.worker import Depth, Passed, Runner, failure
+from harness.worker import Depth, Passed, Runner
 from harness.workspace import set_environment
 
 RESOURCE = "flashtune_device:"
@@ -64,9 +65,9 @@ class _Device:
 class RayRunner:
     """Implements `harness.worker.Runner` on the Ray cluster that this process is connected to.
 
-    `place` makes the runner of one machine wherever it is called. `device` is the model asked for, in mode "measured"; `digest` what
-    each worker must say of itself. `gpus` are Ray's own GPUs that an actor asks for beside the resource, so that it sees only its
-    own. `ahead` is the number of batches in flight, and `most` the number of accelerators that are used.
+    `place` makes the runner of one machine wherever it is called. `device` is the model asked for in mode "measured"; `digest`
+    what each worker must say of itself. `gpus` are Ray's own GPUs that an actor asks for beside the resource, so that it sees only
+    its own. `ahead` is the number of batches in flight, and `most` the number of accelerators that are used.
     """
 
     place: Place
@@ -198,7 +199,8 @@ class RayRunner:
                 refused = bool(self.refused) and all(one.refused for one in self._devices)
                 if refused or time.monotonic() - alone_since > self.patience_s:
                     raise MachineError(
-                        f"no worker offers {RESOURCE}{self.device.name}" + "".join(f"\n  {why}" for why in self.refused),
+                        f"no worker offers {RESOURCE}{self.device.name}"
+                        + "".join(f"\n  {why}" for why in self.refused),
                         hint=f"ray start --address=HEAD:6379 --resources='{{\"{RESOURCE}{self.device.name}\": 1}}' on each",
                     )
                 self._moment.wait(0.05 if len(ready) < len(self._devices) else _LOOK_S / 4)
@@ -297,13 +299,17 @@ def standing_of(place: Place, runner: Runner) -> Standing:
     """What a worker here says of itself."""
     found = getattr(place, "digest", None)
     return Standing(
-        pid=os.getpid(), host=socket.gethostname(), device=runner.device, mode=runner.mode, digest=found() if found else ""
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        device=runner.device,
+        mode=runner.mode,
+        digest=found() if found else "",
     )
 
 
 def connect(address: str, *, device: str | None = None, devices: int = 0, cpus: int = 1, **more: Any) -> None:
-    """Connect this process to the cluster at `ray://HOST:PORT` or `HOST:PORT`, or start one here that ends with it: `local`, on the
-    loopback address, with so many CPUs and accelerators. Raises `UsageError` and `MachineError`."""
+    """Connect this process to the cluster at `ray://HOST:PORT` or `HOST:PORT`, or start one here that ends with it: `local`,
+    on the loopback address, with so many CPUs and accelerators. Raises `UsageError` and `MachineError`."""
     # Nobody outside is told that Ray runs here, and where it is started here nobody outside can reach it: the second one has it
     # listen on the loopback address, as it does by itself on Windows and macOS.
     set_environment("RAY_USAGE_STATS_ENABLED", "0")
@@ -366,7 +372,7 @@ def _ray() -> Any:
     return ray
 
 
-def _ours(error: Any) -> Exception:
+def _ours(error: Exception) -> Exception:
     """What was raised in a worker: an error of ours as such."""
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, HarnessError) else error  # type: ignore[no-any-return]
+    return cause if isinstance(cause, HarnessError) else error

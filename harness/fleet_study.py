@@ -79,17 +79,17 @@ def settle(task: Task, runner: fleet.RayRunner, journal: SharedJournal, *, trial
 
 @contextlib.contextmanager
 def killing(every_s: float, progress: Callable[[], int], rng: random.Random) -> Iterator[list[int]]:
-    """Meanwhile, `kill -9` one of the actors below this process every so many seconds; not before something was finished since the
-    last time, so that even one worker comes to an end. Gives the processes that were killed."""
+    """Meanwhile, `kill -9` one of the actors below this process every so many seconds; not before something was finished since
+    the last time, so that even one worker comes to an end. Gives the processes that were killed."""
     killed: list[int] = []
     over = threading.Event()
 
     def kill() -> None:
-        seen = 0
-        while not over.wait(every_s):
-            there = actors()
-            if there and progress() > seen:
-                seen = progress()
+        seen, next_s = 0, 0.0
+        while not over.wait(0.1):
+            there = actors() if progress() > seen and time.monotonic() > next_s else []
+            if there:
+                seen, next_s = progress(), time.monotonic() + every_s
                 killed.append(rng.choice(there))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(killed[-1], signal.SIGKILL)
@@ -113,48 +113,58 @@ def actors() -> list[int]:
     return sorted(found)
 
 
-def study_fleet(
-    space: Path, storage: str, folder: Path, *, workers: Sequence[int], trials: int, kill_every_s: float, pace: float, seed: int
-) -> dict[str, Any]:
-    """The same tune of the recorded space in the file `space` by fleets of several sizes, with trials in `storage`; on a cluster that
-    is started here."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """What is tuned, and where its trials live: the recorded space in the file `space`, the storage at the address `storage`.
+    One worker is killed every `kill_every_s` seconds; `pace` is real seconds for a recorded one; `folder` is for journals and logs."""
+
+    space: Path
+    storage: str
+    folder: Path
+    trials: int
+    kill_every_s: float = 3.0
+    pace: float = 0.1
+    seed: int = 0
+
+
+def study_fleet(scene: Scene, workers: Sequence[int]) -> dict[str, Any]:
+    """The same tune by fleets of several sizes, on a cluster that is started here."""
     fleet.connect("local", device=MODEL, devices=max(workers), cpus=2)
     try:
-        how = {"trials": trials, "kill_every_s": kill_every_s, "pace": pace, "seed": seed}
-        return by_size(space, storage, folder, workers=workers, **how)
+        return by_size(scene, workers)
     finally:
         fleet.disconnect()
 
 
-def by_size(
-    space: Path, storage: str, folder: Path, *, workers: Sequence[int], trials: int, kill_every_s: float, pace: float, seed: int
-) -> dict[str, Any]:
+def by_size(scene: Scene, workers: Sequence[int]) -> dict[str, Any]:
     """`study_fleet` on the cluster that this process is connected to."""
-    land = read_landscapes(space)[0]
+    land = read_landscapes(scene.space)[0]
     run, found = uuid.uuid4().hex[:8], {}
     sets: list[set[Config]] = []
     for count in workers:
-        log = folder / f"{run}-{count}.log"
-        place = LoggedPlace(path=space, device=MODEL, pace=pace, log=log)
+        log = scene.folder / f"{run}-{count}.log"
+        place = LoggedPlace(path=scene.space, device=MODEL, pace=scene.pace, log=log)
         runner = fleet.RayRunner(
             place=place, device=facts_of(MODEL), mode="measured", ahead=fleet.batches_ahead(count, BATCH), most=count
         )
         identity = {"study": run, "device": MODEL, "workers": count}
         spaces = {STAND_IN.key: land.space}
         with (
-            contextlib.closing(open_shared_journal(folder / f"{run}-{count}.jsonl", identity, spaces, storage)) as journal,
+            contextlib.closing(
+                open_shared_journal(scene.folder / f"{run}-{count}.jsonl", identity, spaces, scene.storage)
+            ) as journal,
             contextlib.closing(runner),
-            killing(kill_every_s, functools.partial(len, journal.records), random.Random(seed)) as killed,
+            killing(scene.kill_every_s, functools.partial(len, journal.records), random.Random(scene.seed)) as killed,
         ):
             began = time.monotonic()
-            settled = settle(task_of(land, seed=seed), runner, journal, trials=trials, seed=seed)
+            settled = settle(task_of(land, seed=scene.seed), runner, journal, trials=scene.trials, seed=scene.seed)
             seconds = time.monotonic() - began
             states = Counter(one.state.name for one in journal.studies[STAND_IN.key].get_trials(deepcopy=False))
             kept = records_in(journal)
         found[str(count)] = _summary(settled, kept, states, log) | {"seconds": round(seconds, 1), "killed": len(killed)}
         sets.append({Config(one.config) for one in kept})
     return {
-        "space": land.name, "legal": len(land.space.legal), "asked_for": trials, "best_ms": land.best_ms,
+        "space": land.name, "legal": len(land.space.legal), "asked_for": scene.trials, "best_ms": land.best_ms,
         "by_workers": found, "same_trials": all(one == sets[0] for one in sets),
     }  # fmt: skip
 
@@ -178,4 +188,3 @@ def _summary(settled: Settled, kept: Sequence[Record], states: Mapping[str, int]
         "champion": dict(settled.champion.config) if settled.champion else None, "champion_ms": settled.value_ms,
         "best_recorded_ms": min(measured, default=None),
     }  # fmt: skip
-

@@ -84,15 +84,17 @@ def run_fleet_tune(options: argparse.Namespace) -> int:
 
 
 def _site(options: argparse.Namespace, stack: contextlib.ExitStack) -> Site:
-    commands.require_packages("torch", "triton", "ray")
-    live = commands.live_device() if options.fleet == "local" else None
-    cpus = options.jobs or os.cpu_count() or 1
-    here = {"device": live.name if live else None, "devices": _gpus_here() if live else 0, "cpus": cpus}
-    sent = {}
-    if options.fleet != "local":
-        root = find_workspace(options.workspace).root
-        sent["runtime_env"] = {"working_dir": str(root), "excludes": [f"/{name}" for name in _NOT_SENT]}
-    fleet.connect(options.fleet, **here, **sent)
+    commands.require_packages("torch", "triton")
+    if options.fleet == "local":
+        live = commands.live_device()
+        cpus = options.jobs or os.cpu_count() or 1
+        fleet.connect("local", device=live.name if live else None, devices=_gpus_here() if live else 0, cpus=cpus)
+    else:
+        sent = {
+            "working_dir": str(find_workspace(options.workspace).root),
+            "excludes": [f"/{name}" for name in _NOT_SENT],
+        }
+        fleet.connect(options.fleet, runtime_env=sent)
     stack.callback(fleet.disconnect)
     setting = _setting(options.target, options.fleet)
     devices = fleet.models().get(setting.device.name, 0)
@@ -151,4 +153,3 @@ def _gpus_here() -> int:
     import torch
 
     return torch.cuda.device_count()
-

@@ -26,7 +26,9 @@ class Lanes(Trials):
     _sent: dict[Config, "Future[tuple[Ended, float]]"] = field(default_factory=dict)
     _waiting: deque[Flight] = field(default_factory=deque)
     _over: bool = False
-    _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="lane"))
+    _threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="lane")
+    )
 
     def start(self, configs: list[Config]) -> Flight:
         flight = Trials.start(self, configs)

@@ -46,8 +46,8 @@ _LEAST_RUN_S = 0.05
 class ReplayRunner:
     """Implements `harness.worker.Runner` on a landscape; `jobs` configs compile at a time, one runs.
 
-    `noise` gives one sample of a recording (`exactly`, `resampled`). `pace` is real seconds for a recorded second: 0 has the clock
-    alone go on. `busy_s` adds up how long the device worked.
+    `noise` gives one sample of a recording (`exactly`, `resampled`). `pace` is real seconds for a recorded second: 0 has the
+    clock alone go on. `busy_s` adds up how long the device worked.
     """
 
     land: Landscape

@@ -117,7 +117,9 @@ class SharedJournal(Journal):
                     study.tell(trial.number, value_ms(record.outcome), state=_state(record))
                 elif trial.user_attrs.get("owner") == self.owner:
                     study.tell(trial.number, state=TrialState.FAIL)
-            others = [one for one in held if one.user_attrs.get("owner") != self.owner and "record" not in one.user_attrs]
+            others = [
+                one for one in held if one.user_attrs.get("owner") != self.owner and "record" not in one.user_attrs
+            ]
             if not others:
                 break
             if time.monotonic() > deadline:
@@ -314,8 +316,8 @@ def _distributions(space: Space) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _no_word_of_experiments() -> Iterator[None]:
-    """Heartbeats and the proxy are experimental in optuna, and it expects that `optimize` renews them; we do. That need not be said
-    in every run."""
+    """Heartbeats and the proxy are experimental in optuna, and it expects that `optimize` renews them; we do. That need not
+    be said in every run."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.outcome import Estimated, Measured, Proof, Pruned, Record, value_ms
 from harness.lanes import Lanes
+from harness.outcome import Estimated, Measured, Proof, Pruned, Record, value_ms
 from harness.problem import Problem
 from harness.quarantine import Quarantine
 from harness.search import BATCH, Strategy

@@ -57,7 +57,9 @@ def test_a_warm_start_from_nothing_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert main(["replay", "--spaces", str(tmp_path), *options]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "`--warm` has no search learn from others here: no other space here is of the kernel of alone" in captured.err
+    assert (
+        "`--warm` has no search learn from others here: no other space here is of the kernel of alone" in captured.err
+    )
     # What needs no past runs as ever, and the other is named as left out.
     assert main(["replay", "--spaces", str(tmp_path), "--strategies", "random", *options]) == 0
 

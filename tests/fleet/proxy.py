@@ -17,7 +17,9 @@ def proxy(storage: str) -> Iterator[str]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "tests.fleet.proxy", storage, str(port)], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.fleet.proxy", storage, str(port)], stderr=subprocess.DEVNULL
+    )
     try:
         yield f"grpc://127.0.0.1:{port}"
     finally:

@@ -18,7 +18,9 @@ PROBLEM = "b1 h2 s128 d64 fp16 causal"
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest)
+    )
 
 
 def test_what_is_no_fleet_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

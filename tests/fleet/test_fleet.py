@@ -16,11 +16,11 @@ import pytest
 
 from harness import fleet
 from harness.errors import JournalError, MachineError
-from harness.fleet_study import MODEL, LoggedPlace, by_size, records_in, settle, task_of
+from harness.fleet_study import MODEL, LoggedPlace, Scene, by_size, records_in, settle, task_of
 from harness.landscape import read_landscapes
 from harness.outcome import KILLED, CompileFailed
 from harness.replayed import STAND_IN, ReplayPlace, facts_of
-from harness.shared import SharedJournal, open_shared_journal
+from harness.shared import SharedJournal, _let_go, open_shared_journal
 from harness.space import Config
 from harness.store import read_journal
 from harness.tune import Budget, Tried, tune
@@ -34,16 +34,18 @@ def runner_of(place: ReplayPlace, **more: Any) -> fleet.RayRunner:
 
 
 def opened(folder: Path, storage: str, identity: dict[str, Any], **more: Any) -> SharedJournal:
-    return open_shared_journal(folder / f"{Path(identity['test']).name}.jsonl", identity, {STAND_IN.key: landscape().space}, storage, **more)
+    return open_shared_journal(
+        folder / f"{Path(identity['test']).name}.jsonl", identity, {STAND_IN.key: landscape().space}, storage, **more
+    )
 
 
 def test_any_number_of_workers_ends_the_same_while_one_after_the_other_is_killed(
     cluster: Any, storage: str, tmp_path: Path
 ) -> None:
     written(tmp_path / "made.json")
-    found = by_size(
-        tmp_path / "made.json", storage, tmp_path, workers=(1, 2, 4), trials=TRIALS, kill_every_s=2.0, pace=0.1, seed=0
-    )
+    path = tmp_path / "made.json"
+    scene = Scene(space=path, storage=storage, folder=tmp_path, trials=TRIALS, kill_every_s=2.0)
+    found = by_size(scene, (1, 2, 4))
     assert found["same_trials"]
     for count, one in found["by_workers"].items():
         assert (one["trials"], one["distinct"], one["repeated"], one["lost"]) == (TRIALS, TRIALS, 0, 0), count
@@ -99,7 +101,16 @@ def test_a_tune_whose_driver_was_killed_is_gone_on_with_from_the_storage(
     identity = {"test": str(tmp_path), "device": MODEL}
     here, there = tmp_path / "here", tmp_path / "there"
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "tests.fleet.driver", cluster.address, storage, str(tmp_path), str(there), str(TRIALS)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fleet.driver",
+        cluster.address,
+        storage,
+        str(tmp_path),
+        str(there),
+        str(TRIALS),
+    ]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         until = time.monotonic() + 60
@@ -136,9 +147,9 @@ def test_two_models_never_mix(cluster: Any, storage: str, tmp_path: Path) -> Non
     land = landscape()
     task = task_of(land, seed=0)
     # Nobody offers such a device, whatever else there is.
-    with contextlib.closing(runner_of(ReplayPlace(path=tmp_path / "made.json", device="other"), patience_s=1)) as runner:
-        with pytest.raises(MachineError, match="no worker offers flashtune_device:other"):
-            runner.prove(STAND_IN, task.default)()
+    nobody = runner_of(ReplayPlace(path=tmp_path / "made.json", device="other"), patience_s=1)
+    with contextlib.closing(nobody), pytest.raises(MachineError, match="no worker offers flashtune_device:other"):
+        nobody.prove(STAND_IN, task.default)()
     # A node that offers one and has another is not taken.
     lying = fleet.RayRunner(
         place=ReplayPlace(path=tmp_path / "made.json", device="h100"), device=facts_of(MODEL), mode="measured"
@@ -173,10 +184,11 @@ def test_claims_are_made_once_and_let_go(storage: str, tmp_path: Path) -> None:
     journal.begin(STAND_IN.key, other)
     journal._over.set()
     journal._file.close()  # as if it had been killed
-    journal.storage.engine.dispose()
+    journal._heart.join()
+    _let_go(journal.storage)
     with contextlib.closing(opened(folder, storage, identity)) as again:
         # The claim was this journal's own, whose lock is free: nobody need be waited for.
-        assert [one.state.name for one in study.trials] == ["PRUNED", "FAIL"]
+        assert [one.state.name for one in again.studies[STAND_IN.key].trials] == ["PRUNED", "FAIL"]
         assert again.records == [record]
     with contextlib.closing(opened(tmp_path / "three", storage, identity)) as elsewhere:
         assert elsewhere.records == [record]
@@ -192,7 +204,9 @@ def test_what_was_found_without_a_fleet_is_merged_into_its_storage(storage: str,
 
     config = landscape().space.legal[0]
     identity = {"test": str(tmp_path), "device": MODEL}
-    record = Record(trial=0, problem=STAND_IN.key, config=dict(config), outcome=CompileFailed(reason=KILLED), seconds=1.0)
+    record = Record(
+        trial=0, problem=STAND_IN.key, config=dict(config), outcome=CompileFailed(reason=KILLED), seconds=1.0
+    )
     with contextlib.closing(open_journal(tmp_path / "one" / f"{tmp_path.name}.jsonl", identity)) as alone:
         alone.append(record)
     opened(tmp_path / "one", storage, identity).close()
