@@ -66,8 +66,8 @@ class RayRunner:
     """Implements `harness.worker.Runner` on the Ray cluster that this process is connected to.
 
     `place` makes the runner of one machine wherever it is called. `device` is the model asked for in mode "measured"; `digest`
-    what each worker must say of itself. `gpus` are Ray's own GPUs that an actor asks for beside the resource, so that it sees only
-    its own. `ahead` is the number of batches in flight, and `most` the number of accelerators that are used.
+    what each worker must say of itself. `gpus` are Ray's own GPUs that an actor asks for beside the resource: it sees no others.
+    `ahead` is the number of batches in flight, and `most` the number of accelerators that are used.
     """
 
     place: Place

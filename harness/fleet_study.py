@@ -116,7 +116,7 @@ def actors() -> list[int]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
     """What is tuned, and where its trials live: the recorded space in the file `space`, the storage at the address `storage`.
-    One worker is killed every `kill_every_s` seconds; `pace` is real seconds for a recorded one; `folder` is for journals and logs."""
+    One worker is killed every `kill_every_s` seconds; `pace` is real seconds for a recorded one; `folder` has journals."""
 
     space: Path
     storage: str

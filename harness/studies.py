@@ -1,7 +1,7 @@
 """What a selection is worth, found out where the truth is known: whole tunes on simulated devices.
 
-`python -m harness.studies selection`, `same`, `overhead` and `fleet`; each prints one JSON document. The tunes are the tuner's
-own, on a clock that is made up. Refuses to say anything of a real device: its noise may be of another kind.
+`python -m harness.studies selection`, `same`, `overhead`, `launches`, `fleet`; each prints one JSON document. The tunes are the
+tuner's own, on a clock that is made up. Refuses to say anything of a real device: its noise may be of another kind.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import numpy as np
 from harness.ahead import InOrder
 from harness.fleet_study import Scene, study_fleet
 from harness.landscape import landscapes
+from harness.launch_study import study_launches
 from harness.outcome import Measured
 from harness.problem import parse_problem
 from harness.shared import shown_url
@@ -238,6 +239,9 @@ def _overhead(tried: Times, verify_ms: float, jobs: int, seed: int, strategy: ty
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.studies", description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
+    launches = kinds.add_parser("launches")
+    launches.add_argument("--runs", type=int, default=20)
+    launches.add_argument("--trials", type=int, default=100)
     for kind, runs in (("selection", 400), ("same", 1000)):
         one = kinds.add_parser(kind)
         one.add_argument("--runs", type=int, default=runs)
@@ -268,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind, out = options.pop("kind"), options.pop("out")
     if kind == "same":
         found = study_same(**options)
+    elif kind == "launches":
+        found = study_launches(**options)
     elif kind == "fleet":
         with tempfile.TemporaryDirectory() as folder:
             workers = options.pop("workers")

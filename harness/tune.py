@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.lanes import Lanes
-from harness.outcome import Estimated, Measured, Proof, Pruned, Record, value_ms
+from harness.outcome import Estimated, Measured, Proof, Pruned, Record, launches_ms, value_ms
 from harness.problem import Problem
 from harness.quarantine import Quarantine
 from harness.search import BATCH, Strategy
@@ -156,7 +156,13 @@ def _search(task: Task, trials: Trials, budget: Budget) -> Iterator[Tried]:
         flight, own, before = flying.popleft()
         for config, record, known in trials.finish(flight):
             if own:
-                task.strategy.tell(config, trials.score_ms(record))
+                score = trials.score_ms(record)
+                alone = launches_ms(record.outcome)
+                tell_launches = getattr(task.strategy, "tell_launches", None)
+                if tell_launches is not None and score is not None and alone:
+                    # Shares of the number, which is free of drift.
+                    tell_launches(config, {name: ms * score / sum(alone.values()) for name, ms in alone.items()})
+                task.strategy.tell(config, score)
             if config not in before:
                 yield Tried(task.problem, record, known, trials.best_ms)
 

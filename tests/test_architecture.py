@@ -50,6 +50,7 @@ LAYERS = (
         "gaussian",
         "untried",
         "surrogate",
+        "launchwise",
         "search",
         "landscape",
         "replay",
@@ -81,7 +82,7 @@ LAYERS = (
     ("fuzz_child", "fuzz", "mutate_judges", "mutate_child", "mutate", "in_process", "pytest_plugin"),
     ("tune",),
     ("several",),
-    ("crown", "fleet_study", "studies"),
+    ("crown", "fleet_study", "launch_study", "studies"),
     ("champion_documents", "search_documents"),
     ("documents", "support"),
     (
