@@ -146,7 +146,7 @@ def estimate(problem: Problem, launches: Sequence[Any], artifact: Artifact, devi
     for launch, binary in zip(launches, artifact.binaries, strict=True):
         value, parts = _launch_ms(problem, launch, binary, device)
         total += value
-        each[launch.name] = each.get(launch.name, 0.0) + value
+        each[binary.kernel] = each.get(binary.kernel, 0.0) + value
         for name, part in parts.items():
             terms[name] = terms.get(name, 0.0) + part
     terms["dram"] = problem.least_bytes / (device.memory_gb_per_s * MEMORY_SUSTAINED * 1e6)
