@@ -269,6 +269,8 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "verify": TypeAdapter(champion_documents.VerifyDocument),
     "lookup": TypeAdapter(champion_documents.LookupDocument),
     "table": TypeAdapter(champion_documents.TableDocument),
+    "report": TypeAdapter(champion_documents.ReportDocument),
+    "init": TypeAdapter(champion_documents.InitDocument),
 }
 
 

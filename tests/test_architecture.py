@@ -85,6 +85,7 @@ LAYERS = (
     ("crown", "fleet_study", "launch_study", "studies"),
     ("champion_documents", "search_documents"),
     ("documents", "support"),
+    ("evidence", "findings", "finders", "pictures"),
     (
         "report",
         "report_proof",
@@ -95,8 +96,9 @@ LAYERS = (
         "report_portfolio",
         "report_replay",
     ),
+    ("tables", "charts_space", "charts", "page", "page_md"),
     ("commands", "proving", "mutating", "showing", "replaying", "fleeting"),
-    ("renewing", "lookups"),
+    ("renewing", "lookups", "reporting", "stock"),
     ("bench", "lab_truth", "lab_tuning", "lab_beside", "lab"),
     ("campaigning",),
     ("cli",),
