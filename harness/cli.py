@@ -50,6 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     tune.add_argument("--jobs", metavar="N", type=_positive, help="child processes for compiling (default: all cores)")
     tune.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
     tune.add_argument("--draft", action="store_true", help="keep champions as drafts that git ignores")
+    tune.add_argument(
+        "--fleet", metavar="F", help="tune on a Ray cluster: ray://HOST:PORT, HOST:PORT, or local; see docs/fleet.md"
+    )
+    tune.add_argument(
+        "--storage", metavar="URL", help="with --fleet: postgresql://..., or grpc://HOST:PORT, for trials"
+    )
     tune.add_argument("--no-progress", action="store_true", help="no live progress bar")
 
     space = _verb(verbs, "space", "the size of a kernel's space, and how many configs each rule removes")
@@ -289,20 +295,15 @@ def _dispatch(options: argparse.Namespace) -> int:
         mutating, proving = _load("mutating"), _load("proving")
         provers = {"fuzz": proving.run_fuzz, "replay": proving.run_replay, "mutants": mutating.run_mutants}
         return int(provers[options.verb](options))
-    if options.verb == "campaign":
-        return int(_load("campaigning").run_campaign(options))
     if options.verb == "verify":
         commands.require_packages("torch", "triton", "hypothesis")
         return int(_load("renewing").run_verify(options))
     if options.verb in ("lookup", "table"):
         lookups = _load("lookups")
         return int((lookups.run_lookup if options.verb == "lookup" else lookups.run_table)(options))
-    if options.verb == "export":
-        return int(_load("exporting").run_export(options))
-    if options.verb == "report":
-        return int(_load("reporting").run_report(options))
-    if options.verb == "init":
-        return int(_load("stock").run_init(options))
+    alone = {"campaign": "campaigning", "export": "exporting", "report": "reporting", "init": "stock"}
+    if options.verb in alone:
+        return int(getattr(_load(alone[options.verb]), f"run_{options.verb}")(options))
     if options.verb in ("show", "validate", "diff", "merge"):
         showing = _load("showing")
         keepers = {
@@ -312,6 +313,8 @@ def _dispatch(options: argparse.Namespace) -> int:
             "merge": showing.run_merge,
         }
         return int(keepers[options.verb](options))
+    if options.verb == "tune" and (options.fleet or options.storage):
+        return int(_load("fleeting").run_fleet_tune(options))
     verbs = {
         "tune": commands.run_tune,
         "space": commands.run_space,
