@@ -149,7 +149,7 @@ def _replays(job: _Job) -> tuple[Replayed, ...]:
 
 
 def _result(land: Landscape, job: _Job, several: Sequence[Replayed]) -> SearchResult:
-    at = [count for count in AT if count <= job.budget]
+    at = sorted({*(count for count in AT if count <= job.budget), job.budget})
     fractions = {count: np.array([one.fraction_at(count) for one in several]) for count in at}
     return SearchResult(
         space=land.name, legal=len(land.space.legal), strategy=job.strategy + (" warm" if job.warm else ""),

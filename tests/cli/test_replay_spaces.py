@@ -41,6 +41,28 @@ def test_the_document_of_ours_and_of_rivals(folder: Path, capsys: pytest.Capture
     assert document["left_out"] == {}
 
 
+def test_any_budget_ends_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(
+            [
+                "replay",
+                "--spaces",
+                str(folder),
+                "--strategies",
+                "random",
+                "--budget",
+                "5",
+                "--seeds",
+                "2",
+                "--jobs",
+                "1",
+            ]
+        )
+        == 0
+    )
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["strategy", "5"]
+
+
 def test_the_table_of_a_warm_start(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "--spaces", str(folder), "--warm", "--budget", "10", "--seeds", "2", "--jobs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
