@@ -9,6 +9,7 @@ import pytest
 
 from harness.cli import main
 from harness.documents import json_schema
+from harness.search import DEFAULT_STRATEGY
 from tests.unit.test_replay import written
 
 
@@ -42,24 +43,8 @@ def test_the_document_of_ours_and_of_rivals(folder: Path, capsys: pytest.Capture
 
 
 def test_any_budget_ends_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(
-            [
-                "replay",
-                "--spaces",
-                str(folder),
-                "--strategies",
-                "random",
-                "--budget",
-                "5",
-                "--seeds",
-                "2",
-                "--jobs",
-                "1",
-            ]
-        )
-        == 0
-    )
+    options = ["--strategies", "random", "--budget", "5", "--seeds", "2", "--jobs", "1"]
+    assert main(["replay", "--spaces", str(folder), *options]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["strategy", "5"]
 
 
@@ -68,7 +53,7 @@ def test_the_table_of_a_warm_start(folder: Path, capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "one: 80 legal configs, 2 seeds"
     # The other space is the same one, so the first trial is the best.
-    assert lines[2].split() == ["gp", "warm", "1.000", "0.000", "1.00", "1.00", lines[2].split()[-1]]
+    assert lines[2].split() == [DEFAULT_STRATEGY, "warm", "1.000", "0.000", "1.00", "1.00", lines[2].split()[-1]]
     assert "over all 2 spaces" in lines
     assert max(map(len, lines)) <= 100
 
