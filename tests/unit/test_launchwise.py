@@ -122,7 +122,9 @@ def test_a_tune_tells_its_strategy_of_launches(mode: str) -> None:
     assert set(told) == set(separate)
     for config, alone in told.items():
         assert sum(alone.values()) == pytest.approx(whole(config))
-    assert all(isinstance(one, Record) and launches_ms(one.outcome) for one in settled.records if Config(one.config) in told)
+    assert all(
+        isinstance(one, Record) and launches_ms(one.outcome) for one in settled.records if Config(one.config) in told
+    )
 
 
 def test_the_backward_space_says_which_launches_do_not_interact() -> None:
