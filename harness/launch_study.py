@@ -99,8 +99,7 @@ def search(operation: Operation, *, trials: int, seed: int, together: bool) -> l
     """The fraction of the optimum after each trial; `together` searches the whole as one, and never hears of single launches."""
     space = replace(operation.space, apart=None) if together else operation.space
     strategy: Any = make_strategy("gp", space, None, study=open_study("launches"), seed=seed)
-    best = np.inf
-    fractions: list[float] = []
+    best, fractions = np.inf, list[float]()
     while len(fractions) < trials:
         for config in strategy.ask(min(BATCH, trials - len(fractions))):
             value, alone = operation.value_ms(config), operation.launches_ms(config)

@@ -9,12 +9,14 @@ import pytest
 
 from harness.device import TARGETS
 from harness.launch_study import Operation, search
+from harness.launchwise import LaunchByLaunch
 from harness.outcome import Measured, Record, Samples, launches_ms
 from harness.problem import parse_problem
 from harness.search import make_strategy, open_study
 from harness.space import Apart, Config, Param, Space
 from harness.store import open_memory_journal
 from harness.tune import Budget, Settled, Task, tune
+from harness.untried import Untried
 from harness.workspace import find_workspace
 from tests.fake_runner import FakeRunner
 
@@ -34,6 +36,8 @@ SPACE = Space(
 )
 DEFAULT = Config({"one_m": 16, "one_n": 16, "two_m": 16, "two_n": 16, "structure": "separate"})
 BEST = Config({"one_m": 256, "one_n": 32, "two_m": 64, "two_n": 512, "structure": "separate"})
+
+BEST_OF = {launch: {name: BEST[name] for name in (f"{launch}_m", f"{launch}_n")} for launch in ("one", "two")}
 
 
 def parts(config: Mapping[str, Any]) -> dict[str, float]:
@@ -66,20 +70,33 @@ def test_without_a_word_of_single_launches_it_is_the_joint_search() -> None:
 
 
 def test_the_best_known_halves_are_proposed_next() -> None:
-    strategy: Any = make_strategy("gp", SPACE, DEFAULT, study=open_study("test"), seed=1)
-    told: list[Config] = []
-    for _ in range(4):
-        for config in strategy.ask(4):
-            told.append(config)
-            if config["structure"] == "separate":
-                strategy.tell_launches(config, parts(config))
-            strategy.tell(config, whole(config))
-    apart = [config for config in told if config["structure"] == "separate"]
-    best = [min(parts(one)[kernel] for one in apart) for kernel in ("one_kernel", "two_kernel")]
-    next_ = strategy.ask(1)[0]
-    known = any([parts(one)[kernel] for kernel in ("one_kernel", "two_kernel")] == best for one in told)
-    assert known or [parts(next_)[kernel] for kernel in ("one_kernel", "two_kernel")] == best
-    assert not known, "the seed is to be one in which no trial has both"
+    untried, rng = Untried(SPACE), np.random.default_rng(0)
+    assert SPACE.apart is not None
+    proposer = LaunchByLaunch(lambda *given: pytest.fail("it is not the joint search's turn"), SPACE.apart)
+    halves = [(one, other) for one in BLOCKS for other in BLOCKS]
+    # Halves of one launch get better as those of the other get worse; what is fused says nothing of either.
+    ranked = {
+        name: sorted(
+            halves, key=lambda half: parts(dict(zip((f"{name}_m", f"{name}_n"), half, strict=True)) | other)[kernel]
+        )
+        for name, kernel, other in (("one", "one_kernel", BEST_OF["two"]), ("two", "two_kernel", BEST_OF["one"]))
+    }
+    for one, two in zip(ranked["one"][2:12], reversed(ranked["two"][3:13]), strict=True):
+        config = config_of(one, two)
+        untried.close(config)
+        untried.learn_launches(config, parts(config))
+        untried.learn(config, whole(config))
+    index = proposer(untried, rng, None, None)  # type: ignore[arg-type]
+    assert SPACE.legal[index] == config_of(ranked["one"][2], ranked["two"][3])
+    # Once that was tried, it goes on with halves that nobody tried.
+    untried.close(SPACE.legal[index])
+    following = SPACE.legal[proposer(untried, rng, None, None)]  # type: ignore[arg-type]
+    assert (following["one_m"], following["one_n"]) not in ranked["one"][2:12]
+    assert (following["two_m"], following["two_n"]) not in ranked["two"][3:13]
+
+
+def config_of(one: tuple[int, int], two: tuple[int, int]) -> Config:
+    return Config({"one_m": one[0], "one_n": one[1], "two_m": two[0], "two_n": two[1], "structure": "separate"})
 
 
 def test_made_up_operations_need_fewer_trials() -> None:
