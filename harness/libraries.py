@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters import Function, Signature, library_contract, signature_for
-from harness.bounds import RoundingContract
+from harness.adapters import Function, Signature, signature_for
+from harness.bounds import RoundingContract, library_contract
 from harness.errors import UsageError
 from harness.problem import Problem
 

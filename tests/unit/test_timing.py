@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness import bounds, compare, timing
-from harness.adapters import library_contract
+from harness.bounds import library_contract
 from harness.problem import Problem, parse_problem
 
 ONE, OTHER = parse_problem("b1 h2 s32 d16 fp16"), parse_problem("b1 h2 s64 d16 fp16")

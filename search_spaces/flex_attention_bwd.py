@@ -1,0 +1,88 @@
+"""What may vary in `kernels/flex_attention_bwd.py`: the `bwd_` options of PyTorch's FlexAttention, and the blocks of its BlockMask.
+
+One launch computes dk and dv (tiles m1, n1) and dq (tiles m2, n2). Up to PyTorch 2.13 tiles that do not fit one another are only
+found out by the compiler, or not at all: the rules are stated here.
+"""
+
+from harness.device import DeviceFacts
+from harness.problem import DTYPE_BYTES, Problem
+from harness.space import Config, Param, Rule, Space, padded
+
+from .flex_attention import longest, shared_rules, sparse_sides
+
+_SIDES = (16, 32, 64, 128)
+
+
+def space(problem: Problem, device: DeviceFacts) -> Space:
+    """The options of the backward template for `problem` on `device`."""
+    params = (
+        Param("block_m1", _SIDES, "more queries per step of dk and dv amortise bookkeeping, for registers", interpreted=False),
+        Param("block_n1", _SIDES, "more keys per program of dk and dv read each query less often", interpreted=False),
+        Param("block_m2", _SIDES, "more queries per program of dq read each key less often", interpreted=False),
+        Param("block_n2", _SIDES, "more keys per step of dq amortise bookkeeping, for registers", interpreted=False),
+        Param("num_warps", (4, 8), "more warps share the accumulators", interpreted=False),
+        Param("num_stages", (1, 2, 3, 4) if device.vendor == "cuda" else (1, 2), "more blocks in flight hide latency", interpreted=False),
+        # PyTorch drops all options where its own default tiles, of up to 128, do not divide the blocks (up to 2.13).
+        Param("sparse", sparse_sides(problem, (128, 256)), "smaller blocks of the mask hide more", interpreted=False),
+    )  # fmt: skip
+    return Space(params=params, rules=_rules(problem, device))
+
+
+def default(problem: Problem, device: DeviceFacts) -> Config:
+    """What PyTorch chooses itself (2.13) where that compiles without spills, else smaller tiles."""
+    wide = max(padded(problem.head_dim), padded(problem.v_head_dim))
+    if problem.dtype == "fp32" or device.vendor != "cuda" or wide > 128:
+        tiles, warps, stages = (16, 16, 16, 16), 4, 1
+    elif device.compute_capability >= 90:
+        tiles, warps, stages = (64, 128, 128, 64), 8 if wide > 64 else 4, 2 if wide > 64 else 3
+    else:
+        tiles, warps, stages = (32, 64, 64, 32), 4, 2
+    m1, n1, m2, n2 = tiles
+    most_m, most_n = longest(problem.q_len), longest(problem.kv_len)
+    n1, m2 = min(n1, most_n), min(m2, most_m)
+    return Config({
+        "block_m1": min(m1, most_m, n1), "block_n1": n1, "block_m2": m2, "block_n2": min(n2, most_n, m2),
+        "num_warps": warps, "num_stages": stages, "sparse": sparse_sides(problem, (128,))[0],
+    })  # fmt: skip
+
+
+def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
+    wide, wide_v = padded(problem.head_dim), padded(problem.v_head_dim)
+    size = DTYPE_BYTES[problem.dtype]
+
+    def fits_length(config: Config) -> bool:
+        queries, keys = longest(problem.q_len), longest(problem.kv_len)
+        return max(int(config["block_m1"]), int(config["block_m2"])) <= queries and max(
+            int(config["block_n1"]), int(config["block_n2"])
+        ) <= keys
+
+    def divides(config: Config) -> bool:
+        sparse = int(config["sparse"])
+        return not sparse or all(sparse % int(config[name]) == 0 for name in ("block_m1", "block_n1", "block_m2", "block_n2"))
+
+    def keys_divide(config: Config) -> bool:
+        return int(config["block_n1"]) % int(config["block_m1"]) == 0
+
+    def queries_divide(config: Config) -> bool:
+        return int(config["block_m2"]) % int(config["block_n2"]) == 0
+
+    def fits_shared(config: Config) -> bool:
+        side = max(int(config["block_m1"]), int(config["block_n2"]))
+        flying = max(int(config["num_stages"]) - 1, 1) * side * (wide + wide_v) * size
+        return device.vendor != "cuda" or flying <= device.shared_bytes_per_block
+
+    def fits_registers(config: Config) -> bool:
+        threads = int(config["num_warps"]) * device.warp_size
+        keys = int(config["block_n1"]) * (wide + wide_v + int(config["block_m1"])) // threads
+        queries = int(config["block_m2"]) * (wide + int(config["block_n2"])) // threads
+        return max(keys, queries) <= device.registers_per_thread
+
+    return (
+        *shared_rules(problem),
+        Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
+        Rule("sparse_blocks", "tiles must divide the blocks of the BlockMask", divides),
+        Rule("key_tiles", "FlexAttention steps through queries by whole parts of its tile of keys: n1 % m1 == 0", keys_divide),
+        Rule("query_tiles", "FlexAttention steps through keys by whole parts of its tile of queries: m2 % n2 == 0", queries_divide),
+        Rule("shared_memory", "the blocks in flight do not fit a block's shared memory", fits_shared),
+        Rule("registers", "scores and gradients alone need more registers than a thread has", fits_registers),
+    )
