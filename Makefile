@@ -33,7 +33,9 @@ $(VENV)/.ready: constraints.txt pyproject.toml Makefile
 	  $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt triton==$(TRITON); \
 	fi
 	@$(BIN)/pip install -q -c constraints.txt setuptools wheel
-	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,nvml,rivals]'
+	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,nvml,rivals,fleet,report]' \
+	  docstring-parser einops kernels transformers
+	@$(BIN)/pip install -q -c constraints.txt --no-deps fla-core flashinfer-bench
 	@touch $@
 
 tune: setup

@@ -101,6 +101,17 @@ def _add_keepers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     table.add_argument("--device", metavar="D", help="model (default: what is here, else h200)")
     table.add_argument("--out", metavar="FILE", required=True)
 
+    export = _verb(verbs, "export", "champions in the form that another project reads, checked by its own code")
+    export.add_argument("--to", metavar="TARGET", required=True, help="who reads them; see docs/exports.md")
+    export.add_argument(
+        "--out", metavar="DIR", required=True, help="a folder of its own; an unchanged export is replaced"
+    )
+    export.add_argument(
+        "--from", dest="sources", metavar="PATH", nargs="+", help="champion files or folders (default: results/best)"
+    )
+    export.add_argument("--measured", action="store_true", help="leave out champions whose number is an estimate")
+    export.add_argument("--no-check", action="store_true", help="do not let the consumer's own code read it")
+
     validate = _verb(verbs, "validate", "whether files are champion files; exit 1 when one is not")
     validate.add_argument("files", metavar="FILE", nargs="+")
 
@@ -269,6 +280,8 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.verb in ("lookup", "table"):
         lookups = _load("lookups")
         return int((lookups.run_lookup if options.verb == "lookup" else lookups.run_table)(options))
+    if options.verb == "export":
+        return int(_load("exporting").run_export(options))
     if options.verb in ("show", "validate", "diff", "merge"):
         showing = _load("showing")
         keepers = {

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from harness import champion_documents, search_documents
+from harness import champion_documents, export_documents, search_documents
 from harness.champion_documents import ShownDocument
 from harness.champions import KillRate, champion_schema
 from harness.compare import Verdict
@@ -269,6 +269,7 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "verify": TypeAdapter(champion_documents.VerifyDocument),
     "lookup": TypeAdapter(champion_documents.LookupDocument),
     "table": TypeAdapter(champion_documents.TableDocument),
+    "export": TypeAdapter(export_documents.ExportDocument),
 }
 
 

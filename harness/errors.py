@@ -61,6 +61,12 @@ class MissError(HarnessError):
     exit_code = 1
 
 
+class ExportError(HarnessError):
+    """A consumer's own code does not take what an export made for it. Common cause: another version of the consumer."""
+
+    exit_code = 1
+
+
 class JournalError(MachineError):
     """A journal cannot be used: not ours, of another device, damaged before its last line, or in use."""
 
