@@ -11,6 +11,7 @@ import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -81,7 +82,9 @@ def lowered(subject: Any, device: DeviceFacts, *, choices: Any = None) -> list[T
     """
     unknown = complaint()
     if unknown:
-        raise MachineError(unknown, hint="measure on a device, which needs no lowering here; or install a known release")
+        raise MachineError(
+            unknown, hint="measure on a device, which needs no lowering here; or install a known release"
+        )
     attention, tensors = subject
     with _pretended(device):
         graph, inputs, mode = _traced(attention, tensors)
@@ -168,7 +171,7 @@ def _traced(attention: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, list[Te
         side = attention.sparse or _WHOLE
         visible = attention.mask_mod(by_name, attention.band) or flex.noop_mask
         lengths = (by_name["q"].shape[2], by_name["k"].shape[2])
-        mask: Any = flex.BlockMask(lengths, **blocks, BLOCK_SIZE=(side, side), mask_mod=visible)  # type: ignore[arg-type]
+        mask: Any = flex.BlockMask(lengths, **blocks, BLOCK_SIZE=(side, side), mask_mod=visible)
         changed = attention.score_mod(by_name, attention.band) or flex._identity  # type: ignore[attr-defined]
         operator: Any = torch.ops.higher_order.flex_attention
         out, lse, _ = operator(
@@ -249,7 +252,7 @@ def _refuse(raised: Exception) -> None:
     names = {type(inner).__name__, type(raised).__name__}
     if isinstance(inner, RefusedError):
         raise inner from raised
-    if "NoValidChoicesError" in names:
+    if "NoValidChoicesError" in (*names, str(inner).split(":")[0]):
         raise RefusedError(
             "PyTorch has no template left: the tiles of its own default do not divide the blocks of the mask"
         ) from raised
@@ -272,8 +275,7 @@ def _template(
     module: Any = PyCodeCache.load_by_key_path(request.module_cache_key, request.module_path)
     tuner = getattr(module, request.kernel_name)
     plain = {key: _plain(value) for key, value in given.items() if _plain(value) is not None}
-    with open(request.module_path, encoding="utf-8") as file:
-        source = file.read()
+    source = Path(request.module_path).read_text(encoding="utf-8")
     return Template(
         name=name, given=plain, source=source, kernel=tuner.fn, grid=_grid(name, plain, tensors),
         args={one: _argument(kind) for one, kind in tuner.triton_meta["signature"].items()},
@@ -323,9 +325,7 @@ def _steps(given: Mapping[str, Any], attention: Any, tensors: Mapping[str, Tenso
     def all_of(of_keys: list[int], of_queries: list[int]) -> tuple[int, ...]:
         return (*(group * count for count in of_keys), *(round(share * count) for count in of_queries * group))
 
-    return Steps(
-        plain=all_of(partly, queries_partly), masked=all_of(wholly, queries_wholly), flops_per_step=each
-    )
+    return Steps(plain=all_of(partly, queries_partly), masked=all_of(wholly, queries_wholly), flops_per_step=each)
 
 
 def _counts(

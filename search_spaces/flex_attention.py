@@ -6,7 +6,7 @@ option of a run on a CPU has any effect, so nothing here is `interpreted`.
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space, padded, power_of_two
+from harness.space import Config, Param, Rule, Space, Value, padded, power_of_two
 
 # With fewer queries PyTorch takes another kernel, whose options are others.
 LEAST_QUERIES = 128
@@ -17,15 +17,26 @@ _WORD = "FlexAttention"
 def space(problem: Problem, device: DeviceFacts) -> Space:
     """The options of the forward template for `problem` on `device`."""
     tma = (False, True) if tma_possible(problem, device) else (False,)
-    params = (
-        Param("block_m", (16, 32, 64, 128, 256), "more queries per program read each key less often, for registers", interpreted=False),
-        Param("block_n", (16, 32, 64, 128, 256), "more keys per step amortise softmax bookkeeping, for shared memory", interpreted=False),
-        Param("num_warps", (4, 8) if problem.head_dim > 64 else (2, 4, 8), "more warps share the accumulator", interpreted=False),
-        Param("num_stages", (1, 2, 3, 4, 5) if device.vendor == "cuda" else (1, 2), "more key blocks in flight hide latency", interpreted=False),
-        Param("use_tma", tma, "descriptors spare address arithmetic", interpreted=False),
-        Param("sparse", sparse_sides(problem, (64, 128, 256)), "smaller blocks of the mask hide more, larger ones allow larger tiles", interpreted=False),
-    )  # fmt: skip
-    return Space(params=params, rules=_rules(problem, device))
+    warps = (4, 8) if problem.head_dim > 64 else (2, 4, 8)
+    stages = (1, 2, 3, 4, 5) if device.vendor == "cuda" else (1, 2)
+    return Space(
+        params=(
+            hidden(
+                "block_m", (16, 32, 64, 128, 256), "more queries per program read each key less often, for registers"
+            ),
+            hidden("block_n", (16, 32, 64, 128, 256), "more keys per step amortise bookkeeping, for shared memory"),
+            hidden("num_warps", warps, "more warps share the accumulator"),
+            hidden("num_stages", stages, "more key blocks in flight hide latency, for shared memory"),
+            hidden("use_tma", tma, "descriptors spare address arithmetic"),
+            hidden("sparse", sparse_sides(problem, (64, 128, 256)), "smaller blocks of the mask hide more keys"),
+        ),
+        rules=_rules(problem, device),
+    )
+
+
+def hidden(name: str, values: tuple[Value, ...], why: str) -> Param:
+    """A tunable that no run on a CPU shows."""
+    return Param(name, values, why, interpreted=False)
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:

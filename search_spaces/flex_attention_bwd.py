@@ -1,4 +1,4 @@
-"""What may vary in `kernels/flex_attention_bwd.py`: the `bwd_` options of PyTorch's FlexAttention, and the blocks of its BlockMask.
+"""What may vary in `kernels/flex_attention_bwd.py`: the `bwd_` options of PyTorch's FlexAttention, and its BlockMask's blocks.
 
 One launch computes dk and dv (tiles m1, n1) and dq (tiles m2, n2). Up to PyTorch 2.13 tiles that do not fit one another are only
 found out by the compiler, or not at all: the rules are stated here.
@@ -6,26 +6,29 @@ found out by the compiler, or not at all: the rules are stated here.
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space, padded
+from harness.space import Config, Rule, Space, padded
 
-from .flex_attention import longest, shared_rules, sparse_sides
+from .flex_attention import hidden, longest, shared_rules, sparse_sides
 
 _SIDES = (16, 32, 64, 128)
 
 
 def space(problem: Problem, device: DeviceFacts) -> Space:
     """The options of the backward template for `problem` on `device`."""
-    params = (
-        Param("block_m1", _SIDES, "more queries per step of dk and dv amortise bookkeeping, for registers", interpreted=False),
-        Param("block_n1", _SIDES, "more keys per program of dk and dv read each query less often", interpreted=False),
-        Param("block_m2", _SIDES, "more queries per program of dq read each key less often", interpreted=False),
-        Param("block_n2", _SIDES, "more keys per step of dq amortise bookkeeping, for registers", interpreted=False),
-        Param("num_warps", (4, 8), "more warps share the accumulators", interpreted=False),
-        Param("num_stages", (1, 2, 3, 4) if device.vendor == "cuda" else (1, 2), "more blocks in flight hide latency", interpreted=False),
-        # PyTorch drops all options where its own default tiles, of up to 128, do not divide the blocks (up to 2.13).
-        Param("sparse", sparse_sides(problem, (128, 256)), "smaller blocks of the mask hide more", interpreted=False),
-    )  # fmt: skip
-    return Space(params=params, rules=_rules(problem, device))
+    stages = (1, 2, 3, 4) if device.vendor == "cuda" else (1, 2)
+    return Space(
+        params=(
+            hidden("block_m1", _SIDES, "more queries per step of dk and dv amortise bookkeeping, for registers"),
+            hidden("block_n1", _SIDES, "more keys per program of dk and dv read each query less often"),
+            hidden("block_m2", _SIDES, "more queries per program of dq read each key less often"),
+            hidden("block_n2", _SIDES, "more keys per step of dq amortise bookkeeping, for registers"),
+            hidden("num_warps", (4, 8), "more warps share the accumulators"),
+            hidden("num_stages", stages, "more blocks in flight hide latency"),
+            # PyTorch drops all options where its own default tiles, of up to 128, do not divide the blocks (up to 2.13).
+            hidden("sparse", sparse_sides(problem, (128, 256)), "smaller blocks of the mask hide more"),
+        ),
+        rules=_rules(problem, device),
+    )
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
@@ -52,13 +55,16 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
 
     def fits_length(config: Config) -> bool:
         queries, keys = longest(problem.q_len), longest(problem.kv_len)
-        return max(int(config["block_m1"]), int(config["block_m2"])) <= queries and max(
-            int(config["block_n1"]), int(config["block_n2"])
-        ) <= keys
+        return (
+            max(int(config["block_m1"]), int(config["block_m2"])) <= queries
+            and max(int(config["block_n1"]), int(config["block_n2"])) <= keys
+        )
 
     def divides(config: Config) -> bool:
         sparse = int(config["sparse"])
-        return not sparse or all(sparse % int(config[name]) == 0 for name in ("block_m1", "block_n1", "block_m2", "block_n2"))
+        return not sparse or all(
+            sparse % int(config[name]) == 0 for name in ("block_m1", "block_n1", "block_m2", "block_n2")
+        )
 
     def keys_divide(config: Config) -> bool:
         return int(config["block_n1"]) % int(config["block_m1"]) == 0
@@ -81,8 +87,16 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         *shared_rules(problem),
         Rule("tile_exceeds_length", "the tile would be mostly padding", fits_length),
         Rule("sparse_blocks", "tiles must divide the blocks of the BlockMask", divides),
-        Rule("key_tiles", "FlexAttention steps through queries by whole parts of its tile of keys: n1 % m1 == 0", keys_divide),
-        Rule("query_tiles", "FlexAttention steps through keys by whole parts of its tile of queries: m2 % n2 == 0", queries_divide),
+        Rule(
+            "key_tiles",
+            "FlexAttention steps through queries by whole parts of its tile of keys: n1 % m1 == 0",
+            keys_divide,
+        ),
+        Rule(
+            "query_tiles",
+            "FlexAttention steps through keys by whole parts of its tile of queries: m2 % n2 == 0",
+            queries_divide,
+        ),
         Rule("shared_memory", "the blocks in flight do not fit a block's shared memory", fits_shared),
         Rule("registers", "scores and gradients alone need more registers than a thread has", fits_registers),
     )

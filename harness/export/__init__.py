@@ -9,5 +9,7 @@ from collections.abc import Mapping
 # Target names by module. A module has a `TARGET` (`harness.export.base.Target`); to add one is one line here.
 TARGETS: Mapping[str, str] = {
     "aiter": "aiter",
+    "flex-attention": "flex_attention",
+    "inductor-choices": "inductor_choices",
     "triton": "triton",
 }
