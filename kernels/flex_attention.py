@@ -1,12 +1,12 @@
 """Forward attention as PyTorch's FlexAttention computes it, compiled with `kernel_options` that a search may choose.
 
 It launches nothing itself: `launches` gives one `Call`, in which the problem's mask is a `mask_mod` with its `BlockMask`, and
-what changes scores is a `score_mod`. On a GPU `torch.compile` makes Triton code of it; on a CPU FlexAttention's own reference computes
-the same in fp64, which shows whether the problem was put right and nothing of what the options decide (`UNSEEN`).
+what changes scores is a `score_mod`. On a GPU `torch.compile` makes Triton code of it; on a CPU FlexAttention's own reference
+computes the same in fp64, which shows whether the problem was put right and nothing of what the options decide (`UNSEEN`).
 
 Tunables: `block_m`, `block_n`, `num_warps`, `num_stages`, `use_tma` are `kernel_options` of that name (in capitals, with the
-prefix `fwd_`); `sparse` is the side of a block of the BlockMask, 0 where the problem needs none. PyTorch promises nothing about these
-options from one release to the next; this was written for 2.11 to 2.13.
+prefix `fwd_`); `sparse` is the side of a block of the BlockMask, 0 where the problem needs none. PyTorch promises nothing
+about these options from one release to the next; this was written for 2.11 to 2.13.
 """
 
 import contextlib
@@ -229,7 +229,8 @@ def judged(attention: Attention, tensors: Mapping[str, Tensor]) -> tuple[Tensor,
     """The results of a call whose numbers are looked at: out and lse, or dq, dk and dv.
 
     On a GPU one compiled function serves all lengths (PyTorch's automatic dynamic shapes), and the bounds of the band are
-    tensors, so that few things are compiled; what is timed has neither, see `compiled_once`. Elsewhere it is the reference in fp64.
+    tensors, so that few things are compiled; what is timed has neither, see `compiled_once`. Elsewhere it is the reference
+    in fp64.
     """
     if not tensors["q"].is_cuda:
         with _reference():

@@ -1,8 +1,9 @@
-"""The gradients of attention as PyTorch's FlexAttention computes them, compiled with the `bwd_` options that a search may choose.
+"""The gradients of attention as PyTorch's FlexAttention computes them, compiled with the `bwd_` options that a search may
+choose.
 
 See `flex_attention.py`. The out and lse that are given are not used: FlexAttention differentiates what its own forward pass,
-with the options that PyTorch chooses, has computed; that pass is no part of the time. `block_m1` and `block_n1` are the tiles of dk and
-dv, `block_m2` and `block_n2` those of dq.
+with the options that PyTorch chooses, has computed; that pass is no part of the time. `block_m1` and `block_n1` are the tiles
+of dk and dv, `block_m2` and `block_n2` those of dq.
 """
 
 from collections.abc import Callable, Mapping
