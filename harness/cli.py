@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_provers(verbs)
     _add_campaign(verbs)
+    _add_timers(verbs)
     doctor = _verb(verbs, "doctor", "what is on this machine, and whether a measurement here could be trusted")
     doctor.add_argument("--campaign", action="store_true", help="what a campaign would lack here")
     doctor.add_argument("--out", metavar="DIR", help="with --campaign: the folder that it would write to")
@@ -171,6 +172,20 @@ def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
 
 
+def _add_timers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    bench = _verb(verbs, "bench", "time champions and default in turns with peers; needs a GPU")
+    bench.add_argument("kernel", metavar="KERNEL")
+    bench.add_argument("--workload", metavar="W", help="named problems (default: quickstart)")
+    bench.add_argument("--problem", metavar="P", action="append", help="a problem; repeatable")
+    bench.add_argument("--peers", metavar="A,B", help="who (default: all): default, sdpa:flash, fa3, flex, flex:tuned ...")
+    bench.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same inputs (default: 0)")
+    bench.add_argument("--jobs", metavar="N", type=_positive, help="compiling children (default: all cores but 2)")
+
+    compare = _verb(verbs, "compare", "which problem became faster or slower; exit 1 when one became slower")
+    compare.add_argument("old", metavar="OLD", help="a journal, a champion file, or a folder of champion files")
+    compare.add_argument("new", metavar="NEW", help="the same, of a later run")
+
+
 def _add_campaign(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     campaign = _verb(verbs, "campaign", "all that is worth knowing of a new GPU, part by part; run again to go on")
     campaign.add_argument("--out", metavar="DIR", required=True, help="what was found, and what is done")
@@ -272,6 +287,9 @@ def _dispatch(options: argparse.Namespace) -> int:
         mutating, proving = _load("mutating"), _load("proving")
         provers = {"fuzz": proving.run_fuzz, "replay": proving.run_replay, "mutants": mutating.run_mutants}
         return int(provers[options.verb](options))
+    if options.verb in ("bench", "compare"):
+        run = _load("benching").run_bench if options.verb == "bench" else _load("comparing").run_compare
+        return int(run(options))
     if options.verb == "campaign":
         return int(_load("campaigning").run_campaign(options))
     if options.verb == "verify":

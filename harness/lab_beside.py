@@ -15,7 +15,7 @@ from harness import beside, judging
 from harness.bench import Bench, seed_of, short
 from harness.beside import Pair
 from harness.campaign import Given, Part
-from harness.campaign_plan import anchor_of, champion_name
+from harness.campaign_plan import FLEX, TUNED_FLEX, anchor_of, champion_name
 from harness.compare import Verdict
 from harness.errors import OutOfTimeError, UsageError
 from harness.outcome import Artifact, CompileFailed, LaunchFailed, TimedOut
@@ -25,7 +25,7 @@ from harness.space import Config
 from harness.stats import compare, median
 
 # FlexAttention compiles inductor's code for its shape first.
-_PAIR_S: Mapping[str, float] = {"flex": 120.0}
+_PAIR_S: Mapping[str, float] = {"flex": 120.0, TUNED_FLEX: 120.0}
 _ANY_PAIR_S = 45.0
 _OVER_S = 1.0
 
@@ -77,15 +77,36 @@ class Beside:
         for name in names:
             if name in data["rivals"] or (name == "default" and config == default):
                 continue
-            if name == "default" and (why := self._why_unfit(stem, problem, default)):
-                data["rivals"][name] = {"not_measured": why}
-                continue
             try:
-                rival = default if name == "default" else name
-                data["rivals"][name] = self._pair(stem, problem, config, rival, _PAIR_S.get(name, _ANY_PAIR_S))
+                rival, why = self._rival(name, stem, problem)
+                data["rivals"][name] = (
+                    {"not_measured": why}
+                    if rival is None
+                    else self._pair(stem, problem, config, rival, _PAIR_S.get(name, _ANY_PAIR_S))
+                )
             except OutOfTimeError as cut:
                 return Given(status="partial", reason=cut.message, data=data)
         return Given(status="done", data=data)
+
+    def _rival(self, name: str, stem: str, problem: Problem) -> tuple[beside.Rival | None, str]:
+        """Who is meant by a name; or None, and why there is nobody."""
+        if name == "default":
+            default = self.bench.space(stem, problem)[1]
+            why = self._why_unfit(stem, problem, default)
+            return (None if why else default), why
+        if name != TUNED_FLEX:
+            return name, ""
+        other = FLEX[problem.pass_]
+        if other not in self.bench.workspace.stems:
+            return None, f"this workspace has no kernel `{other}`"
+        try:
+            config, origin = self._ours(other, problem)
+        except UsageError as refusal:
+            return None, refusal.message
+        if origin == "default":
+            return None, "FlexAttention was not tuned for this problem, nor for one that stands for it"
+        why = self._why_unfit(other, problem, config)
+        return (None, why) if why else (beside.Other(self.bench.workspace.root, other, dict(config)), "")
 
     def same(self, stem: str, problem: Problem, runs: int) -> Given:
         """The default beside itself: whoever calls one of them faster is mistaken."""
@@ -136,7 +157,7 @@ class Beside:
             return _reason(verdict)
         return "" if verdict.passed else f"{verdict.status}: {verdict.detail}"
 
-    def _pair(self, stem: str, problem: Problem, config: Config, rival: Config | str, limit_s: float) -> dict[str, Any]:
+    def _pair(self, stem: str, problem: Problem, config: Config, rival: beside.Rival, limit_s: float) -> dict[str, Any]:
         seed = seed_of(problem.key)
         asked = _Asked(stem, problem, config, rival, seed)
         pair = self._sampled(asked, "graph", limit_s)
@@ -176,7 +197,7 @@ class _Asked:
     stem: str
     problem: Problem
     config: Config
-    rival: Config | str
+    rival: beside.Rival
     seed: int
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.campaign import Book, Entry, Part
-from harness.campaign_plan import PAPER, RIVAL_NAMES, SHARES, anchors, compared, sweep
+from harness.campaign_plan import PAPER, RIVAL_NAMES, SHARES, TUNED_FLEX, anchors, compared, sweep
 from harness.documents import CampaignDocument, CampaignStep
 from harness.problem import Problem, parse_problem
 from harness.report import plural, three_digits, wrapped
@@ -22,7 +22,7 @@ _MOST_FILES = 8
 _MOST_BYTES = 16 << 20
 _SHOWN = 6
 _NAME = 52
-_CELL = 8
+_CELL = 7
 
 
 def part_line(name: str, entry: Entry, left: float) -> str:
@@ -207,7 +207,7 @@ def _beside_lines(book: Book) -> Iterator[str]:
 
 def _rivals(book: Book, problem: Problem) -> dict[str, Mapping[str, Any]]:
     """What was found out of all rivals, in whichever part."""
-    entries = (book.parts.get(f"beside/{problem}{suffix}") for suffix in ("", " flex"))
+    entries = (book.parts.get(f"beside/{problem}{suffix}") for suffix in ("", " flex", f" {TUNED_FLEX}"))
     return {name: one for entry in entries if entry for name, one in entry.data.get("rivals", {}).items()}
 
 
