@@ -13,8 +13,8 @@ Standing = Literal["faster", "slower", "cannot tell"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
 class PeerDocument:
-    """A peer beside ours, in turns. Times are medians in milliseconds, rates TFLOP/s of what the mathematics needs; `ratio` is the
-    peer's time over ours, above 1 ours is the faster one, `interval` its 95 % interval and `verdict` what that says of ours.
+    """A peer beside ours, in turns. Times are medians in milliseconds, rates TFLOP/s of what the mathematics needs; `ratio` is
+    the peer's time over ours, above 1 ours is the faster one, `interval` its 95 % interval, `verdict` what that says of ours.
     `method` names the timer, bytes are the most device memory each held beside the inputs. `not_measured` says why all of this is
     null."""
 

@@ -76,15 +76,8 @@ def pair(
     """
     tensors = timing.tensors_on_device(problem, seed)
 
-    def run_of(one: Rival) -> Callable[[], None]:
-        if isinstance(one, str):
-            return _library(one, problem, tensors)
-        if isinstance(one, Other):
-            return timing.runner(Workspace(one.root).load_kernel(one.stem), problem, tensors, one.config)
-        return timing.runner(kernel, problem, tensors, one)
-
-    ours, ours_bytes = _prepared(lambda: run_of(config))
-    theirs, rival_bytes = _prepared(lambda: run_of(rival))
+    ours, ours_bytes = _prepared(lambda: run_of(kernel, problem, tensors, config))
+    theirs, rival_bytes = _prepared(lambda: run_of(kernel, problem, tensors, rival))
     rng = np.random.default_rng(seed)
     policy = replace(_POLICY, method=method)
     found = measure.measure(theirs, timer=timing.timer(), policy=policy, rng=rng, incumbent=ours)
@@ -92,6 +85,15 @@ def pair(
         rival_ms=found.times_ms, ours_ms=found.incumbent_ms, method=found.method, throttled=found.throttled,
         rival_bytes=rival_bytes, ours_bytes=ours_bytes,
     )  # fmt: skip
+
+
+def run_of(kernel: Any, problem: Problem, tensors: Mapping[str, Tensor], one: Rival) -> Callable[[], None]:
+    """What runs a rival, or our `kernel` under a config."""
+    if isinstance(one, str):
+        return _library(one, problem, tensors)
+    if isinstance(one, Other):
+        return timing.runner(Workspace(one.root).load_kernel(one.stem), problem, tensors, one.config)
+    return timing.runner(kernel, problem, tensors, one)
 
 
 def _prepared(make: Callable[[], Callable[[], None]]) -> tuple[Callable[[], None], int]:

@@ -71,8 +71,8 @@ FUZZ_S = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A kernel of the workspace: the pass it computes, the fields of a problem beyond plain attention that it takes, the digest of
-    all that its results depend on, as in `Part.of`, and whose it is: others' are tuned to be compared with, and no more."""
+    """A kernel of the workspace: the pass it computes, the fields of a problem beyond plain attention that it takes, the digest
+    of all that its results depend on, as in `Part.of`, and whose it is: others' are tuned to be compared with, and no more."""
 
     stem: str
     pass_: Pass
@@ -95,6 +95,7 @@ def plan(subjects: Sequence[Subject], workloads: Sequence[Workload], *, device_o
         *_spaces(known),
         *_champions(known, first, workloads),
         *_beside(known, first),
+        *_traffic(known, first),
         *_beside_tuned(known, first, flex),
         *_judging(known, first),
     ]
@@ -247,6 +248,21 @@ def _of_both(one: str, other: str) -> str:
     """The digest of what depends on two kernels."""
     kernels, judges = zip(*(each.partition(":")[::2] for each in (one, other)), strict=True)
     return f"{'+'.join(kernels)}:{judges[0]}"
+
+
+def _traffic(known: Mapping[str, Subject], first: Mapping[Pass, Subject]) -> Iterator[Part]:
+    """What GPT-2 medium moves, by standard attention and by ours."""
+    for pass_ in _PASSES:
+        problem = parse_problem(f"{PAPER} {pass_}")
+        subject = _subject_for(problem, known, first)
+        if subject is not None:
+            what = {"do": "traffic", "kernel": subject.stem, "problem": str(problem)}
+            yield Part(step="beside", name=traffic_name(problem), what=what, least_s=60, most_s=240, of=subject.of)
+
+
+def traffic_name(problem: Problem) -> str:
+    """The name of the part that reads a problem's traffic."""
+    return f"beside/traffic {problem}"
 
 
 def _flex_tuned() -> list[Problem]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import report
-from harness.bench_documents import CompareDocument, ComparedDocument
+from harness.bench_documents import ComparedDocument, CompareDocument
 from harness.champions import Champion, ChampionFile, read_champions
 from harness.commands import print_document
 from harness.errors import UsageError

@@ -4,6 +4,8 @@ Every pair is sampled in turns; a ratio is a rival's time over ours, so above 1 
 of ours that has not passed its gate here and now.
 """
 
+import json
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import beside, judging
+from harness import beside, judging, lab_truth, profiler
 from harness.bench import Bench, seed_of, short
 from harness.beside import Pair
 from harness.campaign import Given, Part
@@ -20,6 +22,7 @@ from harness.compare import Verdict
 from harness.errors import OutOfTimeError, UsageError
 from harness.outcome import Artifact, CompileFailed, LaunchFailed, TimedOut
 from harness.problem import Problem, parse_problem
+from harness.profiler import Traffic
 from harness.prune import prune
 from harness.space import Config
 from harness.stats import compare, median
@@ -28,6 +31,8 @@ from harness.stats import compare, median
 _PAIR_S: Mapping[str, float] = {"flex": 120.0, TUNED_FLEX: 120.0}
 _ANY_PAIR_S = 45.0
 _OVER_S = 1.0
+# A profiler runs each kernel several times, and begins with a process of its own.
+_TRAFFIC_S = 90.0
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +112,39 @@ class Beside:
             return None, "FlexAttention was not tuned for this problem, nor for one that stands for it"
         why = self._why_unfit(other, problem, config)
         return (None, why) if why else (beside.Other(self.bench.workspace.root, other, dict(config)), "")
+
+    def traffic(self, stem: str, problem: Problem) -> Given:
+        """Bytes of device memory that standard attention and ours move, as Nsight Compute reads them, where it can."""
+        program = profiler.find_program()
+        config, origin = self._ours(stem, problem)
+        why = "`ncu` (Nsight Compute) is not installed" if program is None else self._why_unfit(stem, problem, config)
+        data: dict[str, Any] = {
+            "problem": problem.key, "flops": problem.flops, "least_bytes": problem.least_bytes, "config": dict(config),
+            "config_of": origin, "traffic": {},
+        }  # fmt: skip
+        asked = {"root": str(self.bench.workspace.root), "kernel": stem, "problem": problem.key}
+        for name, who in (("standard", {"rival": "sdpa:math"}), ("ours", {"config": dict(config)})):
+            found: Traffic | str = why
+            if not why and program is not None:
+                command = [sys.executable, "-m", "harness.traffic_child", json.dumps({**asked, **who})]
+                found = self._read(profiler.wrapped(command, program))
+            data["traffic"][name] = (
+                {"not_measured": found}
+                if isinstance(found, str)
+                else {"dram_bytes": short(found.bytes_), "launches": found.launches}
+            )
+        return Given(status="done", data=data)
+
+    def _read(self, command: list[str]) -> Traffic | str:
+        seconds = max(min(self.bench.left() / 2, _TRAFFIC_S), _OVER_S)
+        code, out, said = lab_truth.run_within(command, seconds, cwd=self.bench.workspace.root)
+        if code is None:
+            return f"it took more than {seconds:.0f} s under `ncu`"
+        found = profiler.read_traffic(out)
+        if code and not isinstance(found, str):
+            last = said.strip().splitlines()[-1:]
+            return f"`ncu` ended with exit code {code}{f': {last[0]}' if last else ''}"
+        return found
 
     def same(self, stem: str, problem: Problem, runs: int) -> Given:
         """The default beside itself: whoever calls one of them faster is mistaken."""

@@ -1,8 +1,8 @@
-"""What a person reads of `bench` and `compare`, at most 100 columns wide. Refuses to decide anything, as `harness.report` does."""
+"""What a person reads of `bench` and `compare`, at most 100 columns wide. Refuses to decide anything, as `harness.report`."""
 
 from collections.abc import Iterator
 
-from harness.bench_documents import BenchDocument, BenchedDocument, CompareDocument, ComparedDocument, PeerDocument
+from harness.bench_documents import BenchDocument, BenchedDocument, ComparedDocument, CompareDocument, PeerDocument
 from harness.report import plural, three_digits, wrapped
 
 

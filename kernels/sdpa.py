@@ -1,8 +1,8 @@
-"""PyTorch's scaled_dot_product_attention with one backend each: `flash`, `cudnn`, `efficient`, `math`. Peers, and no subjects of a
-search: they have no tunables.
+"""PyTorch's scaled_dot_product_attention with one backend each: `flash`, `cudnn`, `efficient`, `math`.
 
-Each takes what scaled_dot_product_attention takes (axes batch, head, length, dim) and raises RuntimeError for what its backend does
-not do, instead of quietly taking another one. `flashtune fuzz --impl sdpa:flash` judges them, `flashtune bench` times them.
+Peers, and no subjects of a search: they have no tunables. Each takes what scaled_dot_product_attention takes (axes batch, head,
+length, dim) and raises RuntimeError for what its backend does not do, instead of quietly taking another one. `flashtune fuzz
+--impl sdpa:flash` judges them, `flashtune bench` times them.
 """
 
 import warnings

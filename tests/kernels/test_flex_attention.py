@@ -1,4 +1,4 @@
-"""FlexAttention as a subject: the problem is put right, what it cannot do is named, and a verdict on a CPU says what it is blind to."""
+"""FlexAttention as a subject: the problem is put right, what it cannot do is named, a verdict on a CPU says what it misses."""
 
 import warnings
 from pathlib import Path
