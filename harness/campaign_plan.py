@@ -237,9 +237,9 @@ def _beside_tuned(
         name = champion_name(tuned.stem, problem)
         yield Part(step="beside", name=name, what=what, least_s=150, most_s=420, of=tuned.of)
         for one in [other for other in compared() if anchor_of(other) == problem] or [problem]:
-            what = {"do": "beside", "kernel": subject.stem, "problem": str(one), "rivals": [TUNED_FLEX]}
+            asked = {"do": "beside", "kernel": subject.stem, "problem": str(one), "rivals": [TUNED_FLEX]}
             yield Part(
-                step="beside", name=f"beside/{one} {TUNED_FLEX}", what=what, least_s=75, most_s=240,
+                step="beside", name=f"beside/{one} {TUNED_FLEX}", what=asked, least_s=75, most_s=240,
                 of=_of_both(subject.of, tuned.of),
             )  # fmt: skip
 

@@ -89,7 +89,7 @@ def _versions(environment: tuple[str | None, ...]) -> str:
 
 def _compared(key: Key, old: Known | None, new: Known | None) -> ComparedDocument:
     kernel, device, problem = key
-    named = {"kernel": kernel, "device": device, "problem": problem}
+    named: dict[str, Any] = {"kernel": kernel, "device": device, "problem": problem}
     if old is None or new is None:
         one = old or new
         assert one is not None
@@ -101,7 +101,7 @@ def _compared(key: Key, old: Known | None, new: Known | None) -> ComparedDocumen
         return ComparedDocument(
             **named, verdict="cannot tell", reason=f"the old number is {old.kind}, the new one {new.kind}"
         )
-    both = {
+    both: dict[str, Any] = {
         **named, "kind": old.kind, "old_ms": old.value_ms, "new_ms": new.value_ms,
         "config_changed": dict(old.config) != dict(new.config),
     }  # fmt: skip

@@ -167,12 +167,12 @@ def _traced(attention: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, list[Te
 
     def call(*given: Tensor) -> Any:
         by_name = dict(zip(names, given, strict=False))
-        blocks = dict.fromkeys(_MASK_PARTS) | dict(zip(parts, given[len(names) :], strict=True))
+        blocks: dict[str, Any] = dict.fromkeys(_MASK_PARTS) | dict(zip(parts, given[len(names) :], strict=True))
         side = attention.sparse or _WHOLE
         visible = attention.mask_mod(by_name, attention.band) or flex.noop_mask
         lengths = (by_name["q"].shape[2], by_name["k"].shape[2])
         mask: Any = flex.BlockMask(lengths, **blocks, BLOCK_SIZE=(side, side), mask_mod=visible)
-        changed = attention.score_mod(by_name, attention.band) or flex._identity  # type: ignore[attr-defined]
+        changed = attention.score_mod(by_name, attention.band) or flex._identity
         operator: Any = torch.ops.higher_order.flex_attention
         out, lse, _ = operator(
             by_name["q"], by_name["k"], by_name["v"], changed, mask.as_tuple(), attention.scale, options
