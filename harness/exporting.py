@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import __version__, report
-from harness.commands import print_document
+from harness.commands import here, print_document
 from harness.export.base import Checked, Made, Request, Target, find_target
 from harness.export.folder import MANIFESTS, digests, drafted, put_in_place, require_ours, write
 from harness.export.gather import choose, find
@@ -20,7 +20,7 @@ def run_export(options: argparse.Namespace) -> int:
     target, out = find_target(options.to), Path(options.out)
     require_ours(out, target.name)
     workspace = find_workspace(options.workspace)
-    request, skipped = choose(find(_places(options, workspace, target), workspace.root), target, workspace)
+    request, skipped = choose(find(_places(options, workspace, target), workspace.root), target, workspace, here()[0])
     if options.measured:
         estimates = [one for one in request.champions if one.estimated]
         skipped += tuple(one.skipped("its number is an estimate, and only times were asked for") for one in estimates)

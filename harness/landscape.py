@@ -177,12 +177,13 @@ _Found = tuple[tuple[Param, ...], dict[Config, Recording]]
 
 def _from_cache(document: Mapping[str, Any]) -> _Found:
     entries = list(document["cache"].values())
-    recorded = [(entry, _from_entry(entry)) for entry in entries]
+    recorded = [(entry, _from_entry(entry, str(document.get("objective") or "time"))) for entry in entries]
     return _space_of(document["tune_params_keys"], recorded)
 
 
-def _from_entry(entry: Mapping[str, Any]) -> Recording:
-    time_ms = entry["time"]
+def _from_entry(entry: Mapping[str, Any], objective: str) -> Recording:
+    # What was minimised: other objectives are read where times are, as estimates are which we export ourselves.
+    time_ms = entry[objective if objective in entry else "time"]
     compile_s = float(entry.get("compile_time") or 0.0) / 1000
     run_s = sum(float(entry.get(name) or 0.0) for name in ("benchmark_time", "verification_time")) / 1000
     # A failure is a name, in older files a time that no kernel has.
@@ -201,7 +202,7 @@ def _from_results(document: Mapping[str, Any]) -> _Found:
         compile_s = float(times.get("compilation_time") or 0.0) / 1000
         run_s = float(times.get("benchmark_time") or 0.0) / 1000
         measured = {one["name"]: one["value"] for one in entry.get("measurements") or ()}
-        found = measured.get("time", measured.get("runtime"))
+        found = next((measured[name] for name in ("time", "runtime", "estimated_time") if name in measured), None)
         if entry["invalidity"] != "correct" or not isinstance(found, int | float):
             one = Recording(time_ms=None, failure=str(entry["invalidity"]), compile_s=compile_s, run_s=run_s)
         else:

@@ -251,6 +251,11 @@ _PRODUCTS: Mapping[str, str] = {
 }
 
 
+def products_of(device: str) -> tuple[str, ...]:
+    """What drivers call a device of `TARGETS`; nothing for one whose name is already a slug of that."""
+    return tuple(product for product, name in _PRODUCTS.items() if name == device)
+
+
 @plain_dataclass(frozen=True, slots=True)
 class _Rates:
     """Rates of one multiprocessor in one clock: dense fp16 matrix operations with fp32 sums (multiply and add count one

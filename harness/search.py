@@ -13,7 +13,7 @@ import optuna
 
 from harness.errors import BugError, UsageError, did_you_mean
 from harness.space import Config, Space
-from harness.surrogate import forest, gp, lfbo
+from harness.surrogate import ensemble, forest, gp, lfbo
 from harness.untried import Floats, Untried, positions
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def genetic(untried: Untried, rng: np.random.Generator, study: optuna.Study, tri
 
 # How to make one: some of them remember.
 STRATEGIES: Mapping[str, Callable[[], Proposer]] = {
+    "ensemble": ensemble,
     "gp": gp,
     "forest": forest,
     "lfbo": lfbo,
@@ -102,7 +103,7 @@ STRATEGIES: Mapping[str, Callable[[], Proposer]] = {
     "random": lambda: random,
     "exhaustive": lambda: exhaustive,
 }
-DEFAULT_STRATEGY = "gp"
+DEFAULT_STRATEGY = "ensemble"
 # Baselines, which learn from nothing.
 UNLEARNED = ("random", "exhaustive")
 

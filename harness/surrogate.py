@@ -4,6 +4,7 @@ Half of the proposals are neighbours of the best configs so far, and half are wh
 propose by raw values: the whole list of legal configs is at hand.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -156,6 +157,29 @@ class Surrogate:
         self._ranked = pool[order]
         near = np.concatenate([differing[differing <= 2], np.full(count, 3)])[order] == 1
         self._near = self._ranked[near]
+
+
+class InTurns:
+    """Several proposers, one after another: what one finds, all learn from, and where one is blind, another may see."""
+
+    def __init__(self, *members: Surrogate) -> None:
+        self._members = members
+        self._turn = 0
+
+    def __call__(self, untried: Untried, rng: np.random.Generator, study: optuna.Study, trial: "FrozenTrial") -> int:
+        self._turn += 1
+        return self._members[self._turn % len(self._members)](untried, rng, study, trial)
+
+    def likely(self, untried: Untried, count: int) -> list[int]:
+        """What its members would propose next, if nothing more was learned: the first of each, then the second of each."""
+        several = [member.likely(untried, count) for member in self._members]
+        each = (index for row in itertools.zip_longest(*several) for index in row if index is not None)
+        return list(dict.fromkeys(each))[:count]
+
+
+def ensemble() -> InTurns:
+    """A Gaussian process, a forest that classifies and one that does not, in turns."""
+    return InTurns(gp(), lfbo(), forest())
 
 
 def gp() -> Surrogate:

@@ -96,7 +96,7 @@ class Workspace:
 
     def kernel_digest(self, stem: str) -> str:
         """Digest of a kernel's code and of every sibling that it imports; comments, blank lines and docstrings do not count."""
-        files = _with_siblings(self.root / "kernels", self.check_stem(stem))
+        files = with_siblings(self.root / "kernels", self.check_stem(stem))
         digest = hashlib.sha256()
         for path in sorted(files):
             digest.update(path.name.encode() + b"\0" + described(_without_docstrings(_parse(path))).encode() + b"\0")
@@ -210,7 +210,7 @@ def described(node: Any) -> str:
     return f"{type(node).__name__}({', '.join(parts)})"
 
 
-def _with_siblings(folder: Path, stem: str) -> set[Path]:
+def with_siblings(folder: Path, stem: str) -> set[Path]:
     """The file of `stem` and, transitively, the sibling files that it imports relatively."""
     found: set[Path] = set()
     waiting = [folder / f"{stem}.py", folder / "__init__.py"]

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 # Target names by module. A module has a `TARGET` (`harness.export.base.Target`); to add one is one line here.
 TARGETS: Mapping[str, str] = {
     "aiter": "aiter",
+    "fla": "fla",
+    "flashinfer-bench": "flashinfer_bench",
     "flex-attention": "flex_attention",
+    "hf-kernel": "hf_kernel",
     "inductor-choices": "inductor_choices",
+    "t4": "t4",
     "triton": "triton",
 }

@@ -17,6 +17,8 @@ from typing import Any
 import harness
 from harness import __version__
 from harness.champions import Champion, ChampionFile
+from harness.device import TARGETS as DEVICES
+from harness.device import DeviceFacts
 from harness.errors import BugError, ExportError, UsageError, did_you_mean
 from harness.export import TARGETS
 from harness.export_documents import ExportedDocument, SkippedDocument, VerifiedDocument
@@ -80,11 +82,16 @@ class Chosen:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a target exports: champions of its families, in order, and (where it takes them) journals. `workspace` has the
-    kernels that they are of."""
+    kernels that they are of; `live` is the device that is here."""
 
     workspace: Workspace
     champions: Sequence[Chosen]
     journals: Sequence[Path] = ()
+    live: DeviceFacts | None = None
+
+    def facts(self, one: Chosen) -> DeviceFacts | None:
+        """What is known of the device of a champion, if it is the one that is here or has published figures."""
+        return facts_of(one.file.device.name, self.live)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +104,11 @@ class Made:
     skipped: tuple[SkippedDocument, ...] = ()
     notes: tuple[str, ...] = ()
     use: tuple[str, ...] = ()
+
+
+def facts_of(device: str, live: DeviceFacts | None) -> DeviceFacts | None:
+    """The figures of a device by its name, None where nobody knows them."""
+    return live if live is not None and live.name == device else DEVICES.get(device)
 
 
 # What a check ends with: what was verified by whom, or in words why nothing was.
@@ -154,12 +166,19 @@ class Consumer:
             asked = Path(scratch) / "question.json"
             asked.write_text(json.dumps(question))
             script = Path(__file__).with_name(self.script)
-            command = [sys.executable, "-P" if self.ours else "-I", str(script), str(folder.resolve()), str(asked)]
+            command = [
+                sys.executable,
+                "-P" if self.ours else "-I",
+                "-B",
+                str(script),
+                str(folder.resolve()),
+                str(asked),
+            ]
             added = {"PYTHONPATH": str(Path(harness.__file__).parents[1])} if self.ours else {}
             try:
                 ended = subprocess.run(
-                    command, cwd=scratch, env=_environment({**added, **self.environment}, scratch), capture_output=True, text=True,
-                    timeout=_PATIENCE_S, check=False,
+                    command, cwd=scratch, env=_environment({**added, **self.environment}, scratch),
+                    capture_output=True, text=True, timeout=_PATIENCE_S, check=False,
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
                 return f"{self.package} did not answer within {_PATIENCE_S:.0f} s"

@@ -32,7 +32,7 @@ class _Driver:
         return self._target
 
 
-class _Refused(Exception):
+class NotTakenError(Exception):
     """What was written is not taken; the text says how."""
 
 
@@ -46,11 +46,11 @@ def _load(path: Path) -> ModuleType:
 
 def _require(holds: bool, what: str) -> None:
     if not holds:
-        raise _Refused(what)
+        raise NotTakenError(what)
 
 
 def _never(*args: Any, **kwargs: Any) -> None:
-    raise _Refused("Triton would time configs although it was seeded")
+    raise NotTakenError("Triton would time configs although it was seeded")
 
 
 def _ask(folder: Path, root: Path, one: dict[str, str]) -> tuple[int, int]:
@@ -113,7 +113,7 @@ def main() -> None:
             f"its autotuner took {taken} configs for a pretended GPU, and would launch each champion as it was tuned"
             + (f"; check_disk_cache found {kept} seeded choices" if kept else "; no choice was seeded to disk")
         )
-    except _Refused as refused:
+    except NotTakenError as refused:
         said["refused"] = str(refused)
     sys.stdout.write(json.dumps(said) + "\n")
 

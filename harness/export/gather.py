@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.champions import FORMAT, ChampionFile, read_champions
-from harness.device import find_target
+from harness.device import DeviceFacts
 from harness.errors import ChampionError, UsageError
-from harness.export.base import Chosen, Request, Target
+from harness.export.base import Chosen, Request, Target, facts_of
 from harness.export_documents import SkippedDocument
 from harness.sealed import LIMIT_BYTES, parse, read_file, tame
 from harness.trust import Here, standing
@@ -84,12 +84,14 @@ def _says_champions(path: Path) -> bool:
         return json.dumps(FORMAT).encode() in path.read_bytes()
 
 
-def choose(found: Found, target: Target, workspace: Workspace) -> tuple[Request, tuple[SkippedDocument, ...]]:
+def choose(
+    found: Found, target: Target, workspace: Workspace, live: DeviceFacts | None = None
+) -> tuple[Request, tuple[SkippedDocument, ...]]:
     """What `target` is asked for, and what stays here with the reason."""
     skipped = list(found.passed_by)
     best: dict[tuple[str, str, str], Chosen] = {}
     for one in _candidates(found.files, workspace):
-        reason = _refusal(one, target, workspace)
+        reason = _refusal(one, target, workspace, live)
         key = (one.file.device.name, one.file.kernel.name, one.champion.problem)
         if reason:
             skipped.append(one.skipped(reason))
@@ -99,7 +101,7 @@ def choose(found: Found, target: Target, workspace: Workspace) -> tuple[Request,
             best[key] = one
     chosen = [best[key] for key in sorted(best)]
     journals = tuple(found.journals) if target.takes_journals else ()
-    return Request(workspace=workspace, champions=chosen, journals=journals), tuple(skipped)
+    return Request(workspace=workspace, champions=chosen, journals=journals, live=live), tuple(skipped)
 
 
 def _candidates(files: Iterable[tuple[str, ChampionFile]], workspace: Workspace) -> list[Chosen]:
@@ -121,7 +123,7 @@ def _warnings(one: Chosen, workspace: Workspace) -> Iterator[str]:
     yield from standing(one.file, one.champion, here).warnings
 
 
-def _refusal(one: Chosen, target: Target, workspace: Workspace) -> str:
+def _refusal(one: Chosen, target: Target, workspace: Workspace, live: DeviceFacts | None) -> str:
     """Why a champion stays here; empty if it may leave."""
     family, stem = one.file.kernel.family, one.file.kernel.name
     if target.families is not None and family not in target.families:
@@ -132,14 +134,12 @@ def _refusal(one: Chosen, target: Target, workspace: Workspace) -> str:
     stands = standing(one.file, one.champion, Here(kernel_digest=workspace.kernel_digest(stem)))
     if stands.status != "current":
         return f"{stands.status}: {stands.reason}; `flashtune verify` proves it again"
-    return _illegality(one, workspace)
+    return _illegality(one, workspace, facts_of(one.file.device.name, live))
 
 
-def _illegality(one: Chosen, workspace: Workspace) -> str:
+def _illegality(one: Chosen, workspace: Workspace, device: DeviceFacts | None) -> str:
     """Why its space does not allow the config; empty if it does, or if nothing is known of the device."""
-    try:
-        device = find_target(one.file.device.name)
-    except UsageError:
+    if device is None:
         return ""
     try:
         workspace.load_space(one.file.kernel.name).space(one.problem, device).check(one.champion.config)

@@ -1,4 +1,4 @@
-"""Use exported `triton.Config` lists with the kernel that they are of; seed Triton's autotuner with them, and read what it has kept.
+"""Use exported `triton.Config` lists with the kernel that they are of; seed Triton's autotuner, and read what it has kept.
 
     import seeding, flash_fwd_h200 as tuned                       # both files lie in the folder of the export
     problem = "b1 h32/8 s2048 d128 bf16 causal fwd"               # a key of tuned.CONFIGS
@@ -7,8 +7,8 @@
         seeding.seed(tuner, launch, tuned, problem)               # or not: then Triton times the listed configs here
         seeding.run(tuner, launch)
 
-Needs Triton and nothing else. A seed belongs to one machine: Triton's key holds the kernel's source with its place in the file, the
-compiler's version and the device, so files are made where they are used, by Triton itself. Refuses to write an estimate into them.
+Needs Triton and nothing else. A seed belongs to one machine: Triton's key holds the kernel's source with its place in the file,
+the compiler's version and the device, so files are made where they are used, by Triton itself. Refuses to write estimates there.
 """
 
 import json
@@ -23,9 +23,11 @@ from triton.runtime.autotuner import Autotuner
 
 
 def autotuned(launch: Any, tuned: ModuleType, problem: str, *, cache_results: bool = False) -> Any:
-    """Triton's autotuner over the configs of one launch (`kernels.launch.Launch`) of `problem`; with `cache_results` it keeps what
-    it finds in `.autotune.json`. Raises `ValueError` for a launch of another shape or with other tunables than the champion's: a
-    config decides arguments and a grid that are right for no other."""
+    """Triton's autotuner over the configs of one launch (`kernels.launch.Launch`) of `problem`.
+
+    With `cache_results` it keeps what it finds in `.autotune.json`. Raises `ValueError` for a launch of another shape or with
+    other tunables than the champion's: a config decides arguments and a grid that are right for no other.
+    """
     _require_same(launch, tuned, problem)
     named = _fixed(launch, tuned.CONFIGS[problem][launch.name])
     keys = [name for name, value in named.items() if _is_size(name, value)]
@@ -52,8 +54,8 @@ def tuning_key(tuner: Any, launch: Any) -> tuple[Any, ...]:
 def seed(tuner: Any, launch: Any, tuned: ModuleType, problem: str, *, disk: bool = False) -> bool:
     """Let the autotuner take the champion without timing anything, for this process; with `disk`, for later ones on this machine.
 
-    True if the champion is taken; with `disk` False if Triton had kept another choice, which stays. Raises `ValueError` with `disk`
-    where the champion's number is an estimate: what stands in Triton's files are times.
+    True if the champion is taken; with `disk` False if Triton had kept another choice, which stays. Raises `ValueError` with
+    `disk` where the champion's number is an estimate: what stands in Triton's files are times.
     """
     key = tuning_key(tuner, launch)
     champion = tuner.configs[0]
@@ -77,8 +79,11 @@ def seed(tuner: Any, launch: Any, tuned: ModuleType, problem: str, *, disk: bool
 
 
 def read(path: Path | str) -> tuple[tuple[Any, ...], list[tuple[Any, tuple[float, ...] | None]]]:
-    """What a file of Triton's (`.autotune.json`) says: its key, and each config with its times in milliseconds (median and the 20 %
-    and 80 % quantiles), the fastest first; None for one that failed, which Triton writes as `Infinity`. Raises `ValueError`."""
+    """What a file of Triton's (`.autotune.json`) says: its key, and each config with its times in milliseconds, by speed.
+
+    The times are the median and the 20 % and 80 % quantiles; None for one that failed, which Triton writes as `Infinity`. Raises
+    `ValueError` for another file.
+    """
     found = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
         timings = [(triton.Config(**config), tuple(map(float, times))) for config, times in found["configs_timings"]]

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from harness.device import find_target
 from harness.errors import MachineError
 from harness.export.base import ESTIMATE, Checked, Chosen, Consumer, Made, Request, Target, made_by
 from harness.export_documents import ExportedDocument
@@ -76,7 +75,7 @@ def _notes(exported: Sequence[ExportedDocument]) -> tuple[str, ...]:
     if all(one.kind == "measured" for one in exported):
         return ()
     return (
-        f"a number that is {ESTIMATE} stands in a comment only: `seed(..., disk=True)` refuses it, and without a seed Triton times",
+        f"a number that is {ESTIMATE} stands in a comment only: `seed(..., disk=True)` refuses it; unseeded, Triton times",
     )
 
 
@@ -84,7 +83,9 @@ def _entry(one: Chosen, request: Request) -> _Entry | str:
     """What is written of a champion, or why nothing is."""
     from harness.compile import meta_launches
 
-    kernel, device = request.workspace.load_kernel(one.file.kernel.name), find_target(one.file.device.name)
+    kernel, device = request.workspace.load_kernel(one.file.kernel.name), request.facts(one)
+    if device is None:
+        return f"nothing is known of the device {one.file.device.name}, which is not here"
     tunables = [dict(one.champion.config)]
     if dict(one.champion.default) != tunables[0]:
         tunables.append(dict(one.champion.default))
@@ -156,9 +157,9 @@ def _identifier(name: str) -> str:
 # As Python
 # ---------------------------------------------------------------------------------------------------------------------
 
-_MODULE = '''"""Configs of {kernel} on {device} ({arch}), as `flashtune export --to triton` found them. Needs Triton and nothing else.
+_MODULE = '''"""Configs of {kernel} on {device} ({arch}), by `flashtune export --to triton`. Needs Triton and nothing else.
 
-Of the kernel with the digest {digest}, and valid for no other. Lists begin with the champion; what follows is the default.
+Of the kernel with the digest {digest}, and valid for no other. A list begins with the champion, and ends with the default.
 {kinds}
 """
 

@@ -90,7 +90,7 @@ def test_what_is_expected_comes_first_and_is_not_believed(name: str) -> None:
     assert len(set(later) | set(asked)) == 28
 
 
-@pytest.mark.parametrize("name", ["gp", "forest", "lfbo"])
+@pytest.mark.parametrize("name", ["ensemble", "gp", "forest", "lfbo"])
 def test_what_is_likely_is_open_and_changes_nothing(name: str) -> None:
     asked = {}
     for looks in (False, True):

@@ -140,7 +140,7 @@ def test_heads_in_two_tiles_lie_in_any_way() -> None:
 
 
 def test_heads_are_divided_only_where_that_spares_columns() -> None:
-    widths = {dim: flash_fwd._chunks(dim, True) for dim in (8, 16, 24, 40, 64, 96, 100, 576)}
+    widths = {dim: flash_fwd._chunks(dim, True, 16) for dim in (8, 16, 24, 40, 64, 96, 100, 576)}
     assert widths == {
         8: (8, 0), 16: (16, 0), 24: (24, 0), 40: (32, 8), 64: (64, 0), 96: (64, 32), 100: (100, 0), 576: (512, 64)
     }  # fmt: skip
