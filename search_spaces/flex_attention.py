@@ -40,10 +40,10 @@ def hidden(name: str, values: tuple[Value, ...], why: str) -> Param:
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
-    """What PyTorch chooses itself (2.13, on H100 and like it), as far as it compiles without spills everywhere."""
+    """Tiles near those that PyTorch chooses itself, which compile without spills for sm_80 and sm_90."""
     wide = max(padded(problem.head_dim), padded(problem.v_head_dim))
     if problem.dtype == "fp32":
-        block_m, block_n, warps = (64, 32, 4) if wide <= 128 else (16, 16, 4)
+        block_m, block_n, warps = {64: (32, 32, 4), 128: (32, 32, 8)}.get(max(wide, 64), (16, 16, 8))
     elif device.vendor != "cuda":
         block_m, block_n, warps = (64, 32, 4) if wide <= 128 else (32, 16, 4)
     elif device.compute_capability >= 90:

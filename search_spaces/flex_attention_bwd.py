@@ -32,14 +32,14 @@ def space(problem: Problem, device: DeviceFacts) -> Space:
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
-    """What PyTorch chooses itself (2.13) where that compiles without spills, else smaller tiles."""
+    """Tiles near those that PyTorch chooses itself, which compile without spills for sm_80 and sm_90."""
     wide = max(padded(problem.head_dim), padded(problem.v_head_dim))
     if problem.dtype == "fp32" or device.vendor != "cuda" or wide > 128:
-        tiles, warps, stages = (16, 16, 16, 16), 4, 1
+        tiles, warps, stages = (16, 16, 16, 16), 8 if problem.dtype == "fp32" and wide > 64 else 4, 1
     elif device.compute_capability >= 90:
-        tiles, warps, stages = (64, 128, 128, 64), 8 if wide > 64 else 4, 2 if wide > 64 else 3
+        tiles, warps, stages = (64, 128, 128, 64) if wide <= 64 else (64, 64, 64, 64), 8, 2
     else:
-        tiles, warps, stages = (32, 64, 64, 32), 4, 2
+        tiles, warps, stages = (32, 64, 64, 32), 4 if wide <= 64 else 8, 2
     m1, n1, m2, n2 = tiles
     most_m, most_n = longest(problem.q_len), longest(problem.kv_len)
     n1, m2 = min(n1, most_n), min(m2, most_m)
