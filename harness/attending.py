@@ -6,6 +6,7 @@
 Knows the kernels by what their questions say. Refuses to guess: what the notation of a problem cannot say has no champion.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -13,17 +14,22 @@ from typing import Any, Protocol
 
 import torch
 
+from harness.errors import MissError
 from harness.lookup import Database, Mode
 from harness.problem import Dtype, Pass, Problem
 from harness.space import Value
 
-_DTYPES: Mapping[str, Dtype] = {"torch.float16": "fp16", "torch.bfloat16": "bf16", "torch.float32": "fp32"}
+_DTYPES: Mapping[str, Dtype] = {
+    "torch.float16": "fp16", "torch.bfloat16": "bf16", "torch.float32": "fp32", "torch.float8_e4m3fn": "fp8e4m3",
+    "torch.float8_e5m2": "fp8e5m2",
+}  # fmt: skip
 
 # Fields of a problem by what a question calls them. Values that a question does not give do not change what is near.
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "softcap": {"softcap": 1.0}, "slopes": {"alibi": True}, "bias": {"bias": "bhqk"}, "sinks": {"sinks": True},
     "mask": {"mask": "bhqk"}, "prefix": {"prefix": True}, "q_documents": {"documents": True},
-    "kv_documents": {"documents": True}, "dropout": {"dropout": 0.5}, "dropout_seed": {},
+    "kv_documents": {"documents": True}, "dropout": {"dropout": 0.5}, "dropout_seed": {}, "q_descale": {}, "k_descale": {},
+    "v_descale": {},
 }  # fmt: skip
 
 
@@ -99,6 +105,13 @@ class Lookup:
         problem, database = problem_of(question), self.databases.get(question.pass_)
         if problem is None or database is None:
             return None
+        if problem.nondeterministic:
+            # Who allows other bits takes a champion that uses this, or else one that does not.
+            with contextlib.suppress(MissError):
+                found = database.lookup(problem, self.device, self.mode, False, self.sibling)
+                if found.match != "default":
+                    return dict(found.config)
+            problem = problem.replace(nondeterministic=False)
         return dict(database.lookup(problem, self.device, self.mode, question.deterministic, self.sibling).config)
 
 
@@ -110,10 +123,10 @@ def problem_of(question: Question) -> Problem | None:
     variants: dict[str, Any] = {}
     for name in question.variants:
         variants |= _VARIANTS[name]
-    causal = question.window_right == 0
+    causal, free = question.window_right == 0, question.pass_ == "bwd" and not question.deterministic
     return Problem(
         batch=question.batch, q_heads=question.q_heads, kv_heads=question.kv_heads, q_len=question.q_len,
         kv_len=question.kv_len, head_dim=question.head_dim, v_head_dim=question.v_head_dim, dtype=dtype, causal=causal,
         window_left=question.window_left, window_right=None if causal else question.window_right,
-        top_left=question.top_left, pass_=question.pass_, **variants,
+        top_left=question.top_left, pass_=question.pass_, nondeterministic=free, **variants,
     )  # fmt: skip

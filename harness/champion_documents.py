@@ -61,6 +61,29 @@ class DiffDocument:
     differences: tuple[DifferenceDocument, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class ReportDocument:
+    """What `flashtune report --json` prints: the file and its size, how many champions it shows and how many of them have times;
+    the commands that get what is missing, by part, and the files that could not be read, with the reason."""
+
+    path: str
+    format: Literal["html", "md"]
+    bytes: int
+    champions: int
+    measured: int
+    missing: Mapping[str, str]
+    unread: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_DOCUMENT)
+class InitDocument:
+    """What `flashtune init --json` prints: the new workspace, how many files it has, and its kernels."""
+
+    path: str
+    files: int
+    kernels: tuple[str, ...]
+
+
 def diff_document(old: ChampionFile, new: ChampionFile) -> DiffDocument:
     """What two champion files do not share, in the order of their problems."""
     found = list(_header_differences(old, new))

@@ -70,7 +70,24 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--failed", action="store_true", help="failures by reason instead of champions")
     show.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
     _add_keepers(verbs)
+    _add_report(verbs)
     return parser
+
+
+def _add_report(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    page = _verb(verbs, "report", "everything that was found as one HTML page, or as tables for a pull request")
+    page.add_argument("--out", metavar="FILE", required=True)
+    page.add_argument("--format", metavar="F", default="html", help="html (default) or md")
+    page.add_argument(
+        "--from",
+        dest="sources",
+        metavar="WHAT",
+        nargs="+",
+        help="files or folders instead of this workspace's results/",
+    )
+
+    init = _verb(verbs, "init", "a new workspace: kernels, their search spaces, a place for results")
+    init.add_argument("folder", metavar="DIR", help="a folder that is empty or does not exist yet")
 
 
 def _add_keepers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
@@ -300,6 +317,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         return int((lookups.run_lookup if options.verb == "lookup" else lookups.run_table)(options))
     if options.verb == "export":
         return int(_load("exporting").run_export(options))
+    if options.verb == "report":
+        return int(_load("reporting").run_report(options))
+    if options.verb == "init":
+        return int(_load("stock").run_init(options))
     if options.verb in ("show", "validate", "diff", "merge"):
         showing = _load("showing")
         keepers = {

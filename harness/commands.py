@@ -268,11 +268,11 @@ def _live_device() -> tuple[DeviceFacts | None, str | None]:
     return probe.live_device(machine), machine.driver
 
 
-def require_packages(*names: str) -> None:
+def require_packages(*names: str, hint: str = "run `make setup`") -> None:
     """Raise a `MachineError` if one of these packages is not installed, without importing it."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise MachineError(f"the package `{name}` is not installed in {sys.prefix}", hint="run `make setup`")
+            raise MachineError(f"the package `{name}` is not installed in {sys.prefix}", hint=hint)
 
 
 def process_runner(job: Job, jobs: int) -> Runner:

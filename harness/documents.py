@@ -272,6 +272,8 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "export": TypeAdapter(export_documents.ExportDocument),
     "bench": TypeAdapter(bench_documents.BenchDocument),
     "compare": TypeAdapter(bench_documents.CompareDocument),
+    "report": TypeAdapter(champion_documents.ReportDocument),
+    "init": TypeAdapter(champion_documents.InitDocument),
 }
 
 

@@ -177,9 +177,11 @@ def fuzz_configs(
     )  # fmt: skip
     distinct: dict[Config, Config] = {}
     # Some parameters have more than one value only where there is a mask, some only where little is to be done, some only for
-    # heads that are no power of two wide.
+    # heads that are no power of two wide, some only for scores that are changed.
     short, odd = long.replace(q_len=16, kv_len=16), long.replace(head_dim=96, v_head_dim=96)
     several = [long, long.replace(causal=True, window_left=1024), short, odd]
+    if "softcap" in workspace.kernel_parameters(kernel):
+        several.append(long.replace(softcap=4.0))
     if "nondeterministic" in workspace.kernel_parameters(kernel):
         several.append(long.replace(nondeterministic=True))
     for problem in several:

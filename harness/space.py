@@ -92,12 +92,57 @@ class Rule:
     holds: Callable[[Config], bool]
 
 
+def tile_width(head_dim: int, *, chunked: object) -> int:
+    """Columns of a head with their padding, in one tile or, if `chunked`, in two where these are narrower."""
+    first = power_of_two(head_dim + 1) // 2
+    halves = first + padded(head_dim - first)
+    return min(halves, padded(head_dim)) if chunked and head_dim > first >= 16 else padded(head_dim)
+
+
 def eight_bits(multiplied: bool) -> Rule:
     """The rule of numbers of 8 bits, by whether a device multiplies them."""
     return Rule(
         "eight_bits",
         "matrix units take numbers of 8 bits from sm_89 on (CDNA 3 has others), and sum at least 32 of them",
         lambda config: multiplied and int(config["block_n"]) >= 32,
+    )
+
+
+def matrix_knobs(cdna: bool) -> tuple[Param, ...]:
+    """Tunables of AMD's matrix instructions; one value each where there are none."""
+    return (
+        Param(
+            "mfma_side", (0, 16) if cdna else (0,),
+            "instructions of 16 rows hold fewer sums each than the compiler's of 32, in more of them", interpreted=False,
+        ),
+        Param("kpack", (1, 2) if cdna else (1,), "operands fetched two at a time take fewer instructions", interpreted=False),
+    )  # fmt: skip
+
+
+def matrix_rule(rows: Callable[[Config], int]) -> Rule:
+    """The rule of `mfma_side`, by how many rows the largest tile of sums has."""
+    return Rule(
+        "mfma_side",
+        "tiles of 16 rows are multiplied 16 by 16 anyway",
+        lambda config: not config["mfma_side"] or rows(config) >= 32,
+    )
+
+
+SCALED_QUERIES = Param(
+    "scaled_queries", (False, True), "queries multiplied with the scale once spare a product for each score"
+)
+
+
+def exact_scale(dtype: str, scale: float, *, changed: bool) -> Rule:
+    """The rule of `scaled_queries`. `changed`: whether scores are changed before they meet log2(e). Else that is part of the
+    factor, whose product is fused with a sum and costs nothing. Of any other scale, bf16 rounds each query by up to 2^-9: scores
+    of 10 would be off by 0.02, where a log-sum-exp may be off by 1e-5."""
+    exact = dtype in ("bf16", "fp32") and 2.0**-64 <= abs(scale) <= 1 and abs(math.frexp(scale)[0]) == 0.5
+    return Rule(
+        "scaled_queries",
+        "spares a product only of scores that are changed, and rounds queries no further, as bounds want it, only by a power of"
+        " two of at most 1 and not in fp16, whose exponents end early",
+        lambda config: not config["scaled_queries"] or (exact and changed),
     )
 
 

@@ -80,6 +80,7 @@ ROWS = (
     Row("packed sequences (cumulated lengths)", {"packed": 1}, (YES, YES, "mask function", YES)),
     Row("paged keys and values", {"paged": 16}, ("pages of 256", YES, "partly", NO), passes=("fwd",)),
     Row("few queries, keys shared out among programs", {}, (YES, YES, YES, NO), kernel="flash_decode"),
+    Row("query heads of a group as rows of one tile", {"kv_heads": 1}, (YES, YES, "", ""), kernel="flash_decode"),
 )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ _HINTS = 4
 _TREES = 50
 # The share of trials that are good ones, in likelihood-free optimization.
 _GOOD = 0.15
+# So many trials are little to learn from: several models are heard.
+_LITTLE = 64
 
 
 class Model(Protocol):
@@ -159,8 +161,9 @@ class Surrogate:
         self._near = self._ranked[near]
 
 
-class InTurns:
-    """Several proposers, one after another: what one finds, all learn from, and where one is blind, another may see."""
+class Ensemble:
+    """Surrogates in turns while little is known: what one finds, all learn from, and where one is blind, another may see. Then the
+    first alone, which makes most of much."""
 
     def __init__(self, *members: Surrogate) -> None:
         self._members = members
@@ -168,18 +171,22 @@ class InTurns:
 
     def __call__(self, untried: Untried, rng: np.random.Generator, study: optuna.Study, trial: "FrozenTrial") -> int:
         self._turn += 1
-        return self._members[self._turn % len(self._members)](untried, rng, study, trial)
+        several = self._heard(untried)
+        return several[self._turn % len(several)](untried, rng, study, trial)
 
     def likely(self, untried: Untried, count: int) -> list[int]:
         """What its members would propose next, if nothing more was learned: the first of each, then the second of each."""
-        several = [member.likely(untried, count) for member in self._members]
+        several = [member.likely(untried, count) for member in self._heard(untried)]
         each = (index for row in itertools.zip_longest(*several) for index in row if index is not None)
         return list(dict.fromkeys(each))[:count]
 
+    def _heard(self, untried: Untried) -> tuple[Surrogate, ...]:
+        return self._members if np.count_nonzero(~untried.is_open) < _LITTLE else self._members[:1]
 
-def ensemble() -> InTurns:
-    """A Gaussian process, a forest that classifies and one that does not, in turns."""
-    return InTurns(gp(), lfbo(), forest())
+
+def ensemble() -> Ensemble:
+    """A Gaussian process, a forest that classifies and one that does not."""
+    return Ensemble(gp(), lfbo(), forest())
 
 
 def gp() -> Surrogate:

@@ -58,6 +58,8 @@ PASS = "bwd"
 _SUM_STRIDES = ("stride_dq_sum_batch", "stride_dq_sum_head", "stride_dq_sum_row")
 _STREAMED_ROWS = 32
 _SINK_ROWS = 256
+# What a block needs at least of shared memory where heads are wider than 512 (tiles of 16 rows, read in binaries for NVIDIA).
+WIDEST_BYTES = 112 << 10
 
 _LOG2_E = tl.constexpr(primitives.LOG2_E)
 
@@ -820,6 +822,8 @@ def launches(
     dq_load: str,
     waves_per_eu: int,
     structure: str = "separate",
+    mfma_side: int = 0,
+    kpack: int = 1,
 ) -> list[Launch]:
     """Three launches, in this order: `delta` and `lse_two`; `dk` and `dv`; `dq`; and one each for `dbias` and `dsinks` where
     they are given. Where `structure` is "fused" and not "separate", the second and the third are one, of programs that do what
@@ -828,12 +832,13 @@ def launches(
     of dq are then those of dbias only. Shapes as in the package docstring and in `variants`.
 
     `out` and `lse` are those of the forward pass; `delta`, `lse_two` and `dq_sum` are scratch, see `workspaces`. `..._block_m`
-    counts queries and `..._block_n` keys; `..._load` is "pointer" or "tma". Raises `ValueError` for tensors or tunables that do
-    not go together.
+    counts queries and `..._block_n` keys; `..._load` is "pointer" or "tma". `mfma_side` and `kpack` are as in `flash_fwd`.
+    Raises `ValueError` for tensors or tunables that do not go together, and for heads that do not fit the device.
     """
     _require_tensors(q, k, v, out, lse, dout, dq, dk, dv, delta, lse_two)
-    dkdv = _Tile(dkdv_block_m, dkdv_block_n, dkdv_load, dkdv_stages, dkdv_warps, waves_per_eu)
-    dq_tile = _Tile(dq_block_m, dq_block_n, dq_load, dq_stages, dq_warps, waves_per_eu)
+    _require_room(q)
+    dkdv = _Tile(dkdv_block_m, dkdv_block_n, dkdv_load, dkdv_stages, dkdv_warps, waves_per_eu, mfma_side, kpack)
+    dq_tile = _Tile(dq_block_m, dq_block_n, dq_load, dq_stages, dq_warps, waves_per_eu, mfma_side, kpack)
     primitives.require_choice(structure=(structure, ("separate", "fused", "atomic")))
     _require_sums(q, dq_sum, structure, nondeterministic)
     if structure == "fused" and dkdv_warps != dq_warps:
@@ -906,10 +911,15 @@ class _Tile:
     stages: int
     warps: int
     waves_per_eu: int
+    mfma_side: int
+    kpack: int
 
     @property
     def options(self) -> dict[str, Any]:
-        return primitives.options(num_warps=self.warps, num_stages=self.stages, waves_per_eu=self.waves_per_eu)
+        return primitives.options(
+            num_warps=self.warps, num_stages=self.stages, waves_per_eu=self.waves_per_eu, mfma_side=self.mfma_side,
+            kpack=self.kpack,
+        )  # fmt: skip
 
 
 def _rows_launch(
@@ -934,7 +944,7 @@ def _rows_launch(
         "ACC": primitives.accumulator(out.dtype), "HEAD_DIM": head_dim, "BLOCK_D": primitives.padded(head_dim),
     }  # fmt: skip
     return Launch(
-        kernel=flash_bwd_rows_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": 4}
+        kernel=flash_bwd_rows_kernel, grid=grid, args=arguments, constants=constants, options=primitives.options(num_warps=4)
     )
 
 
@@ -956,7 +966,7 @@ def _cast_launch(dq_sum: torch.Tensor, dq: torch.Tensor, scale: float) -> Launch
         "WIDE": primitives.needs_wide(_STREAMED_ROWS, dq, dq_sum),
     }  # fmt: skip
     return Launch(
-        kernel=flash_bwd_dq_cast_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": 4}
+        kernel=flash_bwd_dq_cast_kernel, grid=grid, args=arguments, constants=constants, options=primitives.options(num_warps=4)
     )
 
 
@@ -1060,8 +1070,9 @@ def _dbias_launch(tensors: Mapping[str, torch.Tensor], dbias: torch.Tensor, aske
         "ACC": primitives.accumulator(q.dtype),
     }  # fmt: skip
     return Launch(
-        kernel=flash_bwd_dbias_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": tile.warps}
-    )
+        kernel=flash_bwd_dbias_kernel, grid=grid, args=arguments, constants=constants,
+        options=primitives.options(num_warps=tile.warps),
+    )  # fmt: skip
 
 
 def _dsinks_launch(tensors: Mapping[str, torch.Tensor], dsinks: torch.Tensor, variant: Variant) -> Launch:
@@ -1074,8 +1085,9 @@ def _dsinks_launch(tensors: Mapping[str, torch.Tensor], dsinks: torch.Tensor, va
     }  # fmt: skip
     constants = {"BLOCK_M": _SINK_ROWS, "ACC": primitives.accumulator(tensors["q"].dtype)}
     return Launch(
-        kernel=flash_bwd_dsinks_kernel, grid=(q_heads, 1, 1), args=arguments, constants=constants, options={"num_warps": 4}
-    )
+        kernel=flash_bwd_dsinks_kernel, grid=(q_heads, 1, 1), args=arguments, constants=constants,
+        options=primitives.options(num_warps=4),
+    )  # fmt: skip
 
 
 def _steps(asked: _Asked, band: Band, block_rows: int, block_columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -1121,6 +1133,16 @@ def _require_tensors(
         "out": (out, out_shape), "dout": (dout, out_shape), "lse": (lse, rows), "delta": (delta, rows),
         "lse_two": (lse_two, rows), "dq": (dq, q.shape), "dk": (dk, k.shape), "dv": (dv, v.shape),
     })  # fmt: skip
+
+
+def _require_room(q: torch.Tensor) -> None:
+    """Raise `ValueError` for heads of more than 512 where not even the smallest tiles of two tensors of them fit a block."""
+    room = primitives.shared_bytes(q.device)
+    if q.shape[3] > 512 and room is not None and room < WIDEST_BYTES:
+        raise ValueError(
+            f"the gradients of heads of {q.shape[3]} need {WIDEST_BYTES >> 10} KiB of shared memory for a block, and this device"
+            f" gives {room >> 10}: take narrower heads, or a device of compute capability 8.0 or from 9.0 on"
+        )
 
 
 def _require_sums(q: torch.Tensor, dq_sum: torch.Tensor | None, structure: str, nondeterministic: bool) -> None:
@@ -1195,5 +1217,5 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     return {
         "dkdv_block_m": block, "dkdv_block_n": block, "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer",
         "dq_block_m": block, "dq_block_n": block, "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer",
-        "waves_per_eu": 0, "structure": "separate",
+        "waves_per_eu": 0, "structure": "separate", "mfma_side": 0, "kpack": 1,
     }  # fmt: skip

@@ -26,6 +26,7 @@ from .primitives import (
     store_tile,
     tile_at_zero,
     visible,
+    widened,
 )
 from .variants import (
     Functions,
@@ -158,7 +159,7 @@ def _attend_tile(
     TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
     STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
     PRECISION: tl.constexpr, LONE: tl.constexpr, LAG: tl.constexpr, REST: tl.constexpr, V_REST: tl.constexpr,
-    BLOCK_REST: tl.constexpr, BLOCK_V_REST: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK_V_REST: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head against all keys that they see: the tile at `position` of `blocks` in `head_row`."""
     # Position: heavy blocks first; heads that take turns are neighbours, so that they find their keys in the cache.
@@ -211,6 +212,12 @@ def _attend_tile(
         q_rest_at = tile_at_zero(q_rest_base, q_len, stride_q_row, stride_q_col, REST, BLOCK_M, BLOCK_REST, TMA_Q, WIDE)
         k_rest_at = tile_at_zero(k_rest_base, kv_len, stride_k_row, stride_k_col, REST, BLOCK_N, BLOCK_REST, TMA_KV, WIDE)
         q_rest = load_tile(q_rest_at, start_m, q_len, stride_q_row, REST, BLOCK_M, BLOCK_REST, True, TMA_Q, ONCE)
+    if SCALED:
+        # By a power of two, which is exact: no product of a score with it is left in the loops.
+        q_tile = rounded(widened(q_tile, ACC) * scale, q_tile.dtype)
+        if REST:
+            q_rest = rounded(widened(q_rest, ACC) * scale, q_rest.dtype)
+        scale = 1.0
     if V_REST:
         v_rest_base = v_base + tl.cast(stride_v_col, tl.int64) * V_HEAD_DIM
         v_rest_at = tile_at_zero(
@@ -312,7 +319,7 @@ def flash_fwd_kernel(
     TMA_Q: tl.constexpr, TMA_KV: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr, SPECIALIZED: tl.constexpr,
     STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, ACC: tl.constexpr, EARLY: tl.constexpr, HINTS: tl.constexpr,
     PRECISION: tl.constexpr, LONE: tl.constexpr, FLAT: tl.constexpr, LAG: tl.constexpr, REST: tl.constexpr,
-    V_REST: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V_REST: tl.constexpr,
+    V_REST: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V_REST: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries for each program; or, if there is a `width`, all tiles in turn, of which that many lie along the first
     axis. `scale` is to base 2, or natural if scores are CHANGED; the mask is FREE if more than the band hides keys."""
@@ -337,7 +344,7 @@ def flash_fwd_kernel(
                 scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
                 SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
                 EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
-                HINTS, PRECISION, LONE, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST,
+                HINTS, PRECISION, LONE, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST, SCALED,
             )  # fmt: skip
     else:
         _attend_tile(
@@ -351,7 +358,7 @@ def flash_fwd_kernel(
             scale, q_len, kv_len, offset, left, right, q_heads, group, together, variant,
             SCORE, ALLOWED, CHANGED, FREE, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
             EVEN, RISING, REVERSED, GROUPED, TMA_Q, TMA_KV, WIDE, SPLIT, SPECIALIZED, STAGES, MASKED_STAGES, ACC, EARLY,
-            HINTS, PRECISION, LONE, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST,
+            HINTS, PRECISION, LONE, LAG, REST, V_REST, BLOCK_REST, BLOCK_V_REST, SCALED,
         )  # fmt: skip
 
 
@@ -403,6 +410,9 @@ def launches(
     precision: str = "ieee",
     lag: int = 0,
     head_chunks: bool = False,
+    scaled_queries: bool = False,
+    mfma_side: int = 0,
+    kpack: int = 1,
     multiprocessors: int | None = None,
 ) -> list[Launch]:
     """One launch that fills `out` and `lse`. Shapes and conventions as in the package docstring and in `variants`.
@@ -414,8 +424,10 @@ def launches(
     a limit of registers, 0 the compiler's. `v_load` is "late", behind the softmax, or "early". `cache_hints` keep K and V
     in L1, `lone_accumulator` keeps one in tensor memory. `precision` of products of fp32 is "ieee", "tf32" or "tf32x3".
     `head_chunks` make two tiles of a head that is no power of two wide, where these are narrower than one that is padded.
+    `scaled_queries` are multiplied with the scale before the loops where that is exact, see `primitives.scales_exactly`.
     Sums are rescaled where the maximum of a row has risen by more than `lag` powers of two: 0 at every step.
-    `multiprocessors` is how many the device has, where that cannot be asked (tensors on "meta").
+    `multiprocessors` is how many the device has, where that cannot be asked (tensors on "meta"). `mfma_side` and `kpack` are for
+    AMD: rows of a matrix instruction, 0 for the compiler's choice, and how many operands of it are fetched at once.
     Inputs of 8 bits stand for what their `descale`s multiply them with. Their weights are rounded to their type, lifted by as
     many powers of two as it has headroom, less `lag`; scores and sums are fp32 (but see `primitives.product`), and `out` is bf16,
     fp16 or fp32.
@@ -477,6 +489,7 @@ def launches(
     # There is no descriptor of nothing.
     described = load != "pointer" and q_len > 0 and kv_len > 0
     factor = scale if known["CHANGED"] else scale * primitives.LOG2_E
+    scaled = scaled_queries and primitives.scales_exactly(q.dtype, factor)
     steps = Steps(
         plain=plain, masked=masked, tiles=tiles,
         flops_per_step=2 * block_m * block_n * wide,
@@ -491,18 +504,20 @@ def launches(
     constants = {
         **known, "HEAD_DIM": columns, "V_HEAD_DIM": v_columns, "BLOCK_D": block_d, "BLOCK_DV": block_dv,
         "BLOCK_M": block_m, "BLOCK_N": block_n, **band.constants(block_n), **variants.ragged(variant),
-        "RISING": primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": together > 1,
+        "RISING": scaled or primitives.is_rising(factor), "REVERSED": primitives.longest_last(band), "GROUPED": together > 1,
         "FOLDED": grid[2] > 1, "TMA_Q": described and load == "tma", "TMA_KV": described,
         "WIDE": primitives.needs_wide(max(block_m, block_n), q, k, v, out), "SPLIT": loops == "split",
         "SPECIALIZED": warp_specialize, "STAGES": num_stages, "MASKED_STAGES": masked_stages,
         "ACC": primitives.accumulator(q.dtype), "EARLY": v_load == "early",
         "HINTS": cache_hints, "PRECISION": precision, "LONE": lone_accumulator, "FLAT": flatten,
         "LAG": lag, "REST": rest, "V_REST": v_rest, "BLOCK_REST": block_rest, "BLOCK_V_REST": block_v_rest,
+        "SCALED": scaled,
     }  # fmt: skip
     launch = Launch(
         kernel=flash_fwd_kernel, grid=grid, args=arguments, constants=constants, steps=steps, scratch=described,
         options=primitives.options(
-            num_warps=num_warps, num_stages=num_stages, waves_per_eu=waves_per_eu, maxnreg=maxnreg
+            num_warps=num_warps, num_stages=num_stages, waves_per_eu=waves_per_eu, maxnreg=maxnreg, mfma_side=mfma_side,
+            kpack=kpack,
         ),
     )  # fmt: skip
     return [launch]
@@ -571,5 +586,5 @@ def safe_config(q: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
         "load": "pointer", "loops": "split", "masked_stages": 1, "head_order": "outer", "warp_specialize": False,
         "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1, "programs_per_sm": 0,
         "flatten": False, "lone_accumulator": False, "v_load": "late", "cache_hints": False, "precision": "ieee", "lag": 0,
-        "head_chunks": False,
+        "head_chunks": False, "scaled_queries": False, "mfma_side": 0, "kpack": 1,
     }  # fmt: skip

@@ -21,7 +21,7 @@ _LOG2_E = tl.constexpr(primitives.LOG2_E)
 _LOG_2 = tl.constexpr(math.log(2.0))
 
 # Elements, parts and rows that a program holds at once, and its warps: it only streams, so this is not worth a search.
-_HELD = 4096
+_HELD = 2048
 _PARTS = 16
 _ROWS = 16
 _WARPS = 4
@@ -137,7 +137,7 @@ def merge_launch(
         "FOLDED": grid[2] > 1, "ACC": primitives.accumulator(outs.dtype),
     }  # fmt: skip
     return Launch(
-        kernel=merge_kernel, grid=grid, args=arguments, constants=constants, options={"num_warps": _WARPS}
+        kernel=merge_kernel, grid=grid, args=arguments, constants=constants, options=primitives.options(num_warps=_WARPS)
     )
 
 

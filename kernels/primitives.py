@@ -368,6 +368,14 @@ _GRID_LIMIT = 65535
 
 
 @functools.lru_cache(maxsize=16)
+def shared_bytes(device: torch.device) -> int | None:
+    """Shared memory that a block may have on a GPU of NVIDIA; None where there is none of these, or nobody tells."""
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", None)
+
+
+@functools.lru_cache(maxsize=16)
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors a GPU has; 1 where programs are interpreted, one after the other, or only described."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -459,6 +467,13 @@ def require_choice(**choices: tuple[str, tuple[str, ...]]) -> None:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, found {chosen!r}")
 
 
+def scales_exactly(dtype: torch.dtype, scale: float) -> bool:
+    """Whether numbers of a type times `scale` are exact: a power of two of at most 1, and a type whose exponents reach as far
+    down as those of fp32. (fp16 would lose small numbers; any other scale rounds once more, which no bound here allows.)"""
+    far = dtype in (torch.bfloat16, torch.float32, torch.float64)
+    return far and 2.0**-64 <= abs(scale) <= 1 and abs(math.frexp(scale)[0]) == 0.5
+
+
 def is_rising(scale: float) -> bool:
     """Whether `scale` is positive as the kernel sees it (fp32, subnormal numbers flushed), so that -inf * scale is -inf."""
     return scale >= torch.finfo(torch.float32).tiny
@@ -503,8 +518,11 @@ def require_eight_bits(q: torch.Tensor, taken: bool) -> None:
         raise ValueError(f"q is {q.dtype}, which matrix units multiply from sm_89 on, and none of CDNA 3: convert q, k and v")
 
 
-def options(*, num_warps: int, num_stages: int, waves_per_eu: int, maxnreg: int = 0) -> dict[str, Any]:
-    """Compiler options; `waves_per_eu` exists on AMD only, `maxnreg` on NVIDIA only, and 0 leaves them to the compiler."""
-    chosen = {"num_warps": num_warps, "num_stages": num_stages}
-    limits = {"waves_per_eu": waves_per_eu, "maxnreg": maxnreg}
+def options(
+    *, num_warps: int, num_stages: int = 0, waves_per_eu: int = 0, maxnreg: int = 0, mfma_side: int = 0, kpack: int = 1
+) -> dict[str, Any]:
+    """Compiler options; 0 leaves a number to the compiler. `waves_per_eu`, `mfma_side` and `kpack` exist on AMD only, `maxnreg`
+    on NVIDIA only. Products and sums are fused where they meet, as scores need it; not to say so is a warning in Triton 3.9."""
+    chosen = {"num_warps": num_warps, "enable_fp_fusion": True} | ({"kpack": kpack} if kpack != 1 else {})
+    limits = {"num_stages": num_stages, "waves_per_eu": waves_per_eu, "maxnreg": maxnreg, "matrix_instr_nonkdim": mfma_side}
     return chosen | {name: limit for name, limit in limits.items() if limit}

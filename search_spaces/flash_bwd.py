@@ -6,8 +6,10 @@ A rule removes only what cannot be launched or cannot win. Figures come from com
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space, padded, power_of_two
+from harness.space import Config, Param, Rule, Space, matrix_knobs, matrix_rule, padded, power_of_two
 
+# Shared memory of tiles of 16 rows of heads beyond 512 (seen on sm_80 and sm_89).
+_WIDEST_BYTES = 112 << 10
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 32
 _LEAST_KEYS = 32
@@ -19,8 +21,8 @@ def space(problem: Problem, device: DeviceFacts) -> Space:
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:
-    """A config for head dims up to 256, in 16 bits 576, by arch, dtype and the wider one. It spills nothing, but for heads of
-    256 with dropout on sm_90 and of 576 on gfx942."""
+    """A config that spills nothing for head dims up to 256, in 16 bits 576, by arch, dtype and the wider one. Its tiles of keys
+    do for atomic additions too, if a problem allows them."""
     dkdv, dq = _default_tiles(problem, device)
     longest_m = max(_LEAST_QUERIES, power_of_two(problem.q_len))
     longest_n = max(_LEAST_KEYS, power_of_two(problem.kv_len))
@@ -29,10 +31,10 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
     return Config({
         "dkdv_block_m": min(dkdv[0], longest_m), "dkdv_block_n": min(dkdv[1], longest_n),
          "dkdv_warps": dkdv[2], "dkdv_stages": dkdv[3],
-        "dkdv_load": load,
+        "dkdv_load": "pointer" if _crowded(problem, device) else load,
         "dq_block_m": min(dq[0], longest_m), "dq_block_n": min(dq[1], longest_n),
          "dq_warps": dq[2], "dq_stages": dq[3], "dq_load": load,
-        "waves_per_eu": 0, "structure": "separate",
+        "waves_per_eu": 0, "structure": "separate", "mfma_side": 0, "kpack": 2 if wide and device.vendor != "cuda" else 1,
     })  # fmt: skip
 
 
@@ -59,10 +61,12 @@ def _params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
             "one launch for both begins with queries where no tile of keys is left, with the registers of the hungrier; "
             "atomic additions of dq spare all that is computed twice, for traffic and for equal bits",
         ),
+        *matrix_knobs(device.arch == "gfx942"),
     )
 
 
 def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
+    roomy = device.vendor != "cuda" or device.shared_bytes_per_block >= _WIDEST_BYTES
     longest_m = max(_LEAST_QUERIES, power_of_two(problem.q_len))
     longest_n = max(_LEAST_KEYS, power_of_two(problem.kv_len))
     wide, wide_v = padded(problem.head_dim), padded(problem.v_head_dim)
@@ -107,6 +111,12 @@ def _rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
         Rule("causal_tile_shape", "most of a tile this wide would lie outside the band", square_enough),
         Rule("shared_memory", "the blocks in flight do not fit a block's shared memory", fits_shared),
         Rule("registers", "scores and gradients alone need more registers than a thread has", fits_registers),
+        Rule(
+            "widest_heads",
+            "of heads beyond 512, two tensors' smallest tiles take 112 KiB of shared memory, more than sm_86 and sm_89 have",
+            lambda config: problem.head_dim <= 512 or roomy,
+        ),
+        matrix_rule(lambda config: max(int(config["dkdv_block_n"]), int(config["dq_block_m"]))),
         Rule("fused_warps", "programs of one launch have as many warps", launched_together),
         Rule(
             "atomic_order",
@@ -159,7 +169,9 @@ def _default_tiles(
         return _widest_tiles(problem, device)
     if device.vendor != "cuda":
         return ((32, 64, 4, 1), (64, 32, 4, 1)) if widest <= 128 else ((16, 32, 4, 1), (32, 16, 4, 1))
-    return _modern_tiles(problem, device) if device.compute_capability >= 90 else _older_tiles(widest, uneven=uneven)
+    if device.compute_capability >= 90:
+        return _modern_tiles(problem, device)
+    return _older_tiles(widest, uneven=uneven, shares=problem.nondeterministic)
 
 
 def _widest_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
@@ -178,15 +190,26 @@ def _modern_tiles(problem: Problem, device: DeviceFacts) -> tuple[tuple[int, int
     if widest <= 64:
         return (64, 128, 8, 2), (128, 64, 8, 2)
     if widest <= 128:
-        # The random numbers of dropout take registers.
-        keys = 64 if problem.dropout and not newest else 128
-        return (64 if newest else 32, keys, 8, 2), (128, 64, 8, 2)
+        # The random numbers of dropout take registers, and so do shares of dq, also of tensor memory.
+        keys = 64 if problem.nondeterministic or (problem.dropout and not newest) else 128
+        tall = newest or (problem.nondeterministic and not problem.dropout)
+        return (64 if tall else 32, keys, 8, 2), (128, 64, 8, 2)
+    if _crowded(problem, device):
+        return (32, 16 if problem.dropout and problem.nondeterministic else 32, 8, 2), (64, 32, 8, 2)
     if padded(problem.head_dim) != padded(problem.v_head_dim):
         return (32, 64, 8, 2), (64, 32, 8, 2)
     return (32, 64, 8, 1) if newest else (16, 64, 8, 2), (64, 32, 8, 2)
 
 
-def _older_tiles(widest: int, *, uneven: bool) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+def _crowded(problem: Problem, device: DeviceFacts) -> bool:
+    """Whether random numbers or shares of dq take the registers of wide heads on sm_90, where warps then multiply one by one."""
+    wide = 128 < max(padded(problem.head_dim), padded(problem.v_head_dim)) <= 256 and DTYPE_BYTES[problem.dtype] == 2
+    return wide and device.compute_capability == 90 and (problem.dropout > 0 or problem.nondeterministic)
+
+
+def _older_tiles(
+    widest: int, *, uneven: bool, shares: bool
+) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     if widest <= 64:
-        return (32, 128, 8, 2), (128, 32, 8, 2)
+        return (32, 64 if shares else 128, 8, 2), (128, 32, 8, 2)
     return ((32, 64, 8, 2), (64, 32, 8, 2)) if widest <= 128 else ((32, 64 if uneven else 32, 8, 1), (64, 16, 8, 1))

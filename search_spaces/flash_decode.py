@@ -179,7 +179,9 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
         return block_m, block_n, 4, 1
     older = device.compute_capability < 90
     wide = widest > 512 and device.arch != "sm_89"
-    warps = 8 if wide or (older and widest == 256 and block_m == 32) else 4
+    # Triton 3.9 spills where keys are wider than values and four warps share 32 rows.
+    tall = widest == 256 and block_m == 32 and (older or padded(problem.head_dim) != padded(problem.v_head_dim))
+    warps = 8 if wide or tall else 4
     return block_m, block_n, warps, 3 if widest <= 256 else 1 if older and widest > 512 else 2
 
 

@@ -6,7 +6,20 @@ Figures come from compiling the kernel for sm_80, sm_89, sm_90, sm_100 and gfx94
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space, eight_bits, padded, power_of_two
+from harness.space import (
+    SCALED_QUERIES,
+    Config,
+    Param,
+    Rule,
+    Space,
+    eight_bits,
+    exact_scale,
+    matrix_knobs,
+    matrix_rule,
+    padded,
+    power_of_two,
+    tile_width,
+)
 
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 64
@@ -42,7 +55,7 @@ def default(problem: Problem, device: DeviceFacts) -> Config:
         "load": "tma" if described else "pointer", "loops": "split", "warp_specialize": False, "head_order": "outer",
         "masked_stages": min(stages, 2) if _two_loops(problem) else 1, "groups_together": 1, "programs_per_sm": 0,
         "flatten": False, "waves_per_eu": 0, "maxnreg": 0, "v_load": "late", "cache_hints": False,
-        "lone_accumulator": False, "lag": 0, "head_chunks": halved,
+        "lone_accumulator": False, "lag": 0, "head_chunks": halved, "scaled_queries": False, "mfma_side": 0, "kpack": 1,
     })  # fmt: skip
 
 
@@ -52,23 +65,15 @@ def _tile_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
         Param("block_m", (16, 32, 64, 128, 256), "more queries per program read each key less often, for more registers"),
         Param("block_n", (16, 32, 64, 128, 256), "more keys per step amortise softmax bookkeeping, for more shared memory"),
         Param("num_warps", (1, 2, 4, 8), "more warps share the accumulators of one tile", interpreted=False),
-        Param(
-            "num_stages", (1, 2, 3, 4, 5) if cuda else (1, 2), "more key blocks in flight hide latency, for shared memory",
-            interpreted=False,
-        ),
-        Param(
-            "precision", _precisions(problem, device), "matrix units multiply fp32 with fewer bits, once or in three parts",
-            interpreted=False,
-        ),
-        Param(
-            "load", ("pointer", "tma", "tma_kv") if modern else ("pointer",),
-            "descriptors spare registers and address arithmetic; Q is read once, and may lie in any way by pointers",
-        ),
+        Param("num_stages", (1, 2, 3, 4, 5) if cuda else (1, 2), "more key blocks in flight hide latency, for shared memory",
+              interpreted=False),
+        Param("precision", _precisions(problem, device), "matrix units multiply fp32 with fewer bits, once or in three parts",
+              interpreted=False),
+        Param("load", ("pointer", "tma", "tma_kv") if modern else ("pointer",),
+              "descriptors spare registers and address arithmetic; Q is read once, and may lie in any way by pointers"),
         Param("loops", ("split", "single") if two_loops else ("split",), "one masked loop is less code than two"),
-        Param(
-            "masked_stages", (1, 2) if two_loops else (1,), "few blocks are masked, so deep prefetch rarely pays",
-            interpreted=False,
-        ),
+        Param("masked_stages", (1, 2) if two_loops else (1,), "few blocks are masked, so deep prefetch rarely pays",
+              interpreted=False),
         Param(
             "warp_specialize", (False, True) if modern and DTYPE_BYTES[problem.dtype] == 2 else (False,),
             "a warp of its own for the loads lets two warp groups overlap softmax and products", interpreted=False,
@@ -88,9 +93,8 @@ def _grid_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
             "as many heads as the cache holds keys of take turns, so that long tiles of all start first",
         ),
         Param("programs_per_sm", (0, 1, 2, 4), "programs that stay begin once and share out long and short tiles; 0 is one each"),
-        Param(
-            "flatten", (False, True), "one loop over the keys of all tiles begins to load the next tile early", interpreted=False
-        ),
+        Param("flatten", (False, True), "one loop over the keys of all tiles begins to load the next tile early",
+              interpreted=False),
     )  # fmt: skip
 
 
@@ -118,6 +122,7 @@ def _code_params(problem: Problem, device: DeviceFacts) -> tuple[Param, ...]:
             "one accumulator in tensor memory takes less room there and fewer registers than several by turns",
             interpreted=False,
         ),
+        SCALED_QUERIES, *matrix_knobs(device.arch == "gfx942"),
     )  # fmt: skip
 
 
@@ -279,6 +284,8 @@ def _code_rules(problem: Problem, device: DeviceFacts) -> tuple[Rule, ...]:
              " scores and output; specialized warps have limits of their own", worthwhile_limit),
         Rule("persistent_registers", "a limit that leaves half the registers to nobody helps no program that stays",
              limit_is_used),
+        exact_scale(problem.dtype, problem.softmax_scale, changed=bool(problem.softcap or problem.alibi or problem.bias)),
+        matrix_rule(lambda config: int(config["block_m"])),
         Rule("lone_accumulator", "products of fp32 on plain multiply-add need no tensor memory", in_tensor_memory),
     )  # fmt: skip
 
@@ -299,14 +306,7 @@ def _precisions(problem: Problem, device: DeviceFacts) -> tuple[str, ...]:
 
 def _divisible(problem: Problem) -> bool:
     """Whether two tiles of a head, of queries and keys or of values, are narrower than one."""
-    return any(_width(dim, chunked=True) < padded(dim) for dim in (problem.head_dim, problem.v_head_dim))
-
-
-def _width(head_dim: int, *, chunked: object) -> int:
-    """Columns of a head with their padding, in one tile or in two."""
-    first = power_of_two(head_dim + 1) // 2
-    halves = first + padded(head_dim - first)
-    return min(halves, padded(head_dim)) if chunked and head_dim > first >= 16 else padded(head_dim)
+    return any(tile_width(dim, chunked=True) < padded(dim) for dim in (problem.head_dim, problem.v_head_dim))
 
 
 def _eight_bits_on_hopper(problem: Problem, device: DeviceFacts) -> bool:
@@ -341,7 +341,7 @@ def _one_loop(problem: Problem, config: Config) -> bool:
 def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
     """Least shared memory of a block: key and value blocks in flight, and the queries where they lie there too."""
     size = DTYPE_BYTES[problem.dtype]
-    wide, wide_v = (_width(dim, chunked=config["head_chunks"]) for dim in (problem.head_dim, problem.v_head_dim))
+    wide, wide_v = (tile_width(dim, chunked=config["head_chunks"]) for dim in (problem.head_dim, problem.v_head_dim))
     block_m, block_n, stages = int(config["block_m"]), int(config["block_n"]), int(config["num_stages"])
     step = block_n * (wide + wide_v) * size
     if device.vendor != "cuda" or stages == 1:
@@ -357,7 +357,7 @@ def _shared_bytes(problem: Problem, device: DeviceFacts, config: Config) -> int:
 def _accumulators(problem: Problem, device: DeviceFacts, config: Config) -> int:
     """Registers per thread for the scores and the output tile."""
     warps = int(config["num_warps"]) * (2 if config["warp_specialize"] else 1)
-    wide_v = _width(problem.v_head_dim, chunked=config["head_chunks"])
+    wide_v = tile_width(problem.v_head_dim, chunked=config["head_chunks"])
     tile = int(config["block_m"]) * (int(config["block_n"]) + wide_v)
     return tile // (warps * device.warp_size)
 

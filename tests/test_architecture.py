@@ -86,6 +86,7 @@ LAYERS = (
     ("documents", "support"),
     # The modules of a package share its place.
     ("export",),
+    ("evidence", "findings", "finders", "pictures"),
     (
         "report",
         "report_proof",
@@ -98,8 +99,9 @@ LAYERS = (
         "report_export",
         "report_bench",
     ),
+    ("tables", "charts_space", "charts", "page", "page_md"),
     ("commands", "proving", "mutating", "showing", "replaying"),
-    ("renewing", "lookups", "exporting", "comparing"),
+    ("renewing", "lookups", "exporting", "comparing", "reporting", "stock"),
     ("bench", "lab_truth", "lab_tuning", "lab_beside", "lab"),
     ("campaigning", "benching"),
     ("cli",),

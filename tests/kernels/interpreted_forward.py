@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 
 from harness import bounds, compare, inputs, oracle
+from harness.compile import meta_launches
 from harness.inputs import Placement
 from harness.problem import Problem, parse_problem
 from harness.quicken import quicken
+from harness.space import Config
 from kernels import flash_fwd, primitives
 from tests.kernels.cases import FORWARD, ask, check
 
@@ -144,6 +146,37 @@ def test_heads_are_divided_only_where_that_spares_columns() -> None:
     assert widths == {
         8: (8, 0), 16: (16, 0), 24: (24, 0), 40: (32, 8), 64: (64, 0), 96: (64, 32), 100: (100, 0), 576: (512, 64)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "b1 h2/1 q17 k40 d16 bf16 causal softcap=4.0 dropout=0.3", "b1 h2 q33 k50 d64/16 bf16 alibi window=20",
+        "b1 h1 q17 k33 d40 bf16 bias=hqk scale=-0.5", "b1 h1 q17 k33 d16 fp32 alibi scale=-1.0 sinks",
+        "b1 h1 q5 k0 d16 bf16 softcap=1.0",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("recipe", ["normal", "large"])
+def test_scaled_queries_change_no_bit(problem: str, recipe: str) -> None:
+    """A power of two passes through a product unrounded, in a second tile of a head too."""
+    chunked = {"head_chunks": "d40" in problem}
+    found, plain = (ask(problem, {**chunked, "scaled_queries": scaled}, recipe=recipe) for scaled in (True, False))
+    check(found)
+    assert found.same_bits(plain)
+
+
+def test_queries_are_scaled_where_that_is_exact() -> None:
+    def scaled(problem: str, *, asked: bool = True) -> bool:
+        (launch,) = meta_launches(flash_fwd, parse_problem(problem), Config({**FORWARD, "scaled_queries": asked}))
+        return bool(launch.constants["SCALED"])
+
+    assert scaled("b1 h1 s16 d64 bf16 softcap=4.0") and scaled("b1 h1 s16 d16 fp32 alibi")
+    assert not scaled("b1 h1 s16 d64 bf16 softcap=4.0", asked=False)
+    assert not scaled("b1 h1 s16 d64 fp16 softcap=4.0"), "small numbers would be lost"
+    assert not scaled("b1 h1 s16 d128 bf16 softcap=4.0"), "1 / sqrt(128) is no power of two"
+    assert not scaled("b1 h1 s16 d64 bf16"), "log2(e) is part of the factor"
+    assert not scaled("b1 h1 s16 d64 bf16 softcap=4.0 scale=2.0"), "large numbers would be lost"
+    assert not scaled("b1 h1 s16 d64 bf16 softcap=4.0 scale=0.0")
 
 
 LAGGING = {"lag": 8, "block_n": 16}

@@ -1,5 +1,6 @@
 """Champions behind the operation: `harness.attending.Lookup` as the `lookup` of `attention`. Run by `test_operation.py`."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,6 +107,33 @@ def test_who_wants_equal_bits_gets_no_champion_that_nobody_saw_repeat(databases:
         attention(q, k, v, causal=True, deterministic=deterministic, lookup=asked.append)
     config = dict(unseen["fwd"].entries[0].champion.config)
     assert [Lookup(unseen, "h200")(question) == config for question in asked] == [False, True]
+
+
+def test_numbers_of_eight_bits_have_champions_of_their_own() -> None:
+    q, k, v = (each.detach().to(torch.float8_e4m3fn) for each in tensors())
+    asked: list[Question] = []
+    attention(q, k, v, causal=True, k_descale=torch.tensor(0.5), lookup=asked.append)
+    assert str(problem_of(asked[0])) == f"{PROBLEM.replace('fp32', 'fp8e4m3')} fwd"
+    assert str(problem_of(replace(asked[0], dtype=torch.float8_e5m2))) == f"{PROBLEM.replace('fp32', 'fp8e5m2')} fwd"
+
+
+def test_who_allows_other_bits_gets_atomic_champions_first(databases: dict[str, Database]) -> None:
+    lookup, asked = Lookup(databases, "h200"), []
+    q, k, v = tensors()
+    attention(q, k, v, causal=True, deterministic=False, lookup=asked.append).sum().backward()
+    forward, backward = asked
+    assert (
+        str(problem_of(forward)) == f"{PROBLEM} fwd" and str(problem_of(backward)) == f"{PROBLEM} nondeterministic bwd"
+    )
+    assert str(problem_of(replace(backward, deterministic=True))) == f"{PROBLEM} bwd"
+    # There is none that adds atomically: one that does not does it too, and so where a miss is an error.
+    plain = dict(databases["bwd"].entries[0].champion.config)
+    assert lookup(backward) == plain == Lookup(databases, "h200", mode="require")(backward)
+    free = problem_of(backward)
+    legal = databases["bwd"].space(free, _device()).legal
+    atomic = dict(next(config for config in legal if config["structure"] == "atomic"))
+    found = Lookup({"bwd": database("flash_bwd", str(free), config=atomic)}, "h200")
+    assert found(backward) == atomic and found(replace(backward, deterministic=True)) != atomic
 
 
 def test_under_dynamic_shapes_every_length_is_answered_right(databases: dict[str, Database]) -> None:
