@@ -194,7 +194,9 @@ def _add_timers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     bench.add_argument("kernel", metavar="KERNEL")
     bench.add_argument("--workload", metavar="W", help="named problems (default: quickstart)")
     bench.add_argument("--problem", metavar="P", action="append", help="a problem; repeatable")
-    bench.add_argument("--peers", metavar="A,B", help="who (default: all): default, sdpa:flash, fa3, flex, flex:tuned ...")
+    bench.add_argument(
+        "--peers", metavar="A,B", help="who (default: all): default, sdpa:flash, fa3, flex, flex:tuned ..."
+    )
     bench.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same inputs (default: 0)")
     bench.add_argument("--jobs", metavar="N", type=_positive, help="compiling children (default: all cores but 2)")
 
@@ -283,12 +285,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MachineError.exit_code
 
 
+# Verbs that have a module of their own.
+_ALONE = {
+    "bench": "benching", "compare": "comparing", "campaign": "campaigning", "export": "exporting", "report": "reporting",
+    "init": "stock",
+}  # fmt: skip
+
+
 def _dispatch(options: argparse.Namespace) -> int:
     if options.verb == "doctor" and options.campaign:
         # It says what is missing, so it needs nothing that may be.
         from harness import readiness
 
         return readiness.run_doctor(options)
+    if options.verb in _ALONE:
+        return int(getattr(_load(_ALONE[options.verb]), f"run_{options.verb}")(options))
     commands = _load("commands")
     if options.verb == "replay" and bool(options.what) == bool(options.spaces):
         raise UsageError(
@@ -304,23 +315,12 @@ def _dispatch(options: argparse.Namespace) -> int:
         mutating, proving = _load("mutating"), _load("proving")
         provers = {"fuzz": proving.run_fuzz, "replay": proving.run_replay, "mutants": mutating.run_mutants}
         return int(provers[options.verb](options))
-    if options.verb in ("bench", "compare"):
-        run = _load("benching").run_bench if options.verb == "bench" else _load("comparing").run_compare
-        return int(run(options))
-    if options.verb == "campaign":
-        return int(_load("campaigning").run_campaign(options))
     if options.verb == "verify":
         commands.require_packages("torch", "triton", "hypothesis")
         return int(_load("renewing").run_verify(options))
     if options.verb in ("lookup", "table"):
         lookups = _load("lookups")
         return int((lookups.run_lookup if options.verb == "lookup" else lookups.run_table)(options))
-    if options.verb == "export":
-        return int(_load("exporting").run_export(options))
-    if options.verb == "report":
-        return int(_load("reporting").run_report(options))
-    if options.verb == "init":
-        return int(_load("stock").run_init(options))
     if options.verb in ("show", "validate", "diff", "merge"):
         showing = _load("showing")
         keepers = {

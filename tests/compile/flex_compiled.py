@@ -45,7 +45,9 @@ def main() -> None:
         compile_candidate(kernel, problem, config, device)
     except MachineError as error:
         found["unknown"] = f"{error.message}; {error.hint}"
-    unread = [compile_candidate(kernel, problem, one, device, unread=True) for one in (config, {**config, "num_stages": 1})]
+    unread = [
+        compile_candidate(kernel, problem, one, device, unread=True) for one in (config, {**config, "num_stages": 1})
+    ]
     found["unread"] = [[len(one.binaries), one.code_hash] for one in unread if isinstance(one, Artifact)]
     sys.stdout.write(json.dumps(found) + "\n")
 

@@ -1,4 +1,4 @@
-"""FlexAttention without a GPU: PyTorch lowers it, Triton compiles it, its binary is read; where that is impossible, it is said."""
+"""FlexAttention without a GPU: PyTorch lowers it, Triton compiles it, its binary is read; or it is said why not."""
 
 import json
 import os
