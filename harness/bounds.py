@@ -110,9 +110,7 @@ def library_contract(problem: Problem, claims: frozenset[str] = frozenset()) -> 
     up to kv_len of them lose what one loses otherwise; gradients may come from a stored P or from a recomputed one.
     Rounding scores to 16 bits is outside of it.
     """
-    base = contract_for(
-        problem.dtype, key_block=16, fp32_products="tf32" if "tf32" in claims else "ieee", chained=True
-    )
+    base = contract_for(problem.dtype, key_block=16, fp32_products="tf32" if "tf32" in claims else "ieee", chained=True)
     tiny = max(base.tiny, _FLUSHED)
     return replace(
         base,
