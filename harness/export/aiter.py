@@ -16,6 +16,7 @@ from harness.export_documents import ExportedDocument, SkippedDocument
 from harness.problem import Problem
 
 FAMILY = "aiter"
+_UNREAD = "schema only: aiter can be installed from no package index, so that none of its code reads what is written"
 _PARTIAL = (
     "a file holds only the kinds that were tuned: give its configs to calls, do not put it in the place of aiter's"
 )
@@ -99,7 +100,7 @@ def _make(request: Request) -> Made:
     }
     return Made(
         files=files, exported=tuple(exported), skipped=tuple(skipped), use=tuple(_use(trees)),
-        notes=(_PARTIAL,) if trees else (),
+        notes=(_UNREAD, _PARTIAL) if trees else (_UNREAD,),
     )  # fmt: skip
 
 

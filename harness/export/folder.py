@@ -30,6 +30,8 @@ def digests(files: Mapping[str, bytes]) -> dict[str, str]:
 
 def require_ours(out: Path, target: str) -> None:
     """Raise `UsageError` unless `out` may be written: it is not there, empty, or an earlier export to `target`, unchanged."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UsageError(f"{tame(out)} holds the folder you are in", hint="give a folder of its own as `--out`")
     if not out.exists():
         return
     if not out.is_dir():
@@ -90,8 +92,8 @@ def put_in_place(draft: Path, out: Path) -> None:
         out.rename(older)
     try:
         draft.rename(out)
-    except OSError:
-        if older is not None:
+    except BaseException:
+        if older is not None and not out.exists():
             older.rename(out)
         raise
     finally:

@@ -19,6 +19,8 @@ from harness.trust import Here, standing
 from harness.workspace import Workspace, package_version
 
 _JOURNAL = b'{"schema"'
+# Beside a journal lies what its search knew when it began.
+_PAST = ".past.json"
 
 
 @dataclass(slots=True)
@@ -58,7 +60,7 @@ def _take(path: Path, found: Found, shown: Path, *, named: bool) -> None:
         return
     if named or _says_champions(path):
         found.files.append((name_of(path, shown), read_champions(path)))
-    else:
+    elif not path.name.endswith(_PAST):
         found.passed_by.append(SkippedDocument(path=name_of(path, shown), problem="", reason="it is no champion file"))
 
 

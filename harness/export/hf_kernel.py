@@ -35,6 +35,7 @@ _INIT = '''"""FlashTune's attention with the configs that were tuned for it. Mad
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,11 +61,24 @@ def found(question: Any) -> Any:
     return CONFIGS.find(question, device)
 
 
+# What of a question decides, in this order.
+_SAID = (
+    "pass_", "batch", "q_heads", "kv_heads", "q_len", "kv_len", "head_dim", "v_head_dim", "dtype", "device", "window_left",
+    "window_right", "top_left", "variants",
+)
+
+
 @torch.compiler.assume_constant_result
+def _answer(*said: Any) -> Any:
+    """The items of a config. `torch.compile` asks once for each graph, and keeps the answer."""
+    row = found(SimpleNamespace(**dict(zip(_SAID, said, strict=True))))
+    return () if row is None else tuple(row["config"].items())
+
+
 def lookup(question: Any) -> Any:
     """The config for a question of `attention`, or None: then the kernel takes its own safe one."""
-    row = found(question)
-    return None if row is None else row["config"]
+    items = _answer(*(getattr(question, name) for name in _SAID))
+    return dict(items) if items else None
 
 
 _INTERFACE = Interface(attention, lookup)

@@ -63,9 +63,12 @@ class _Search:
 
     @property
     def name(self) -> str:
-        """A name for its files; two problems that differ in signs only get two, by the digest of the journal and a number."""
-        problem = re.sub(r"[^A-Za-z0-9.]+", "_", self.problem).strip("_")
-        return f"{self.kernel}-{self.device}-{problem}"
+        """A name for its files; of those with one name each but the first gets a number."""
+        # A journal may come from anywhere, and what is in it becomes the name of a file.
+        parts = (
+            re.sub(r"[^A-Za-z0-9]+", "_", each).strip("_")[:100] for each in (self.kernel, self.device, self.problem)
+        )
+        return "-".join(parts)
 
     def tunables(self) -> dict[str, list[Any]]:
         """Each tunable's values, those that were tried, in the order of the first trial."""
@@ -155,9 +158,10 @@ def _searches(path: Path, name: str) -> Iterable[_Search]:
         last = {frozenset(one.config.items()): one for one in several}
         trials = tuple(_trial(one) for one in last.values())
         if any(each.value_ms is not None for each in trials):
+            estimated = any(isinstance(one.outcome, Estimated) for one in last.values())
             yield _Search(
                 kernel=str(identity.get("kernel", "")), device=str(identity.get("device", "")), problem=problem,
-                estimated=identity.get("mode") != "measured", journal=name, identity=identity, trials=trials,
+                estimated=estimated, journal=name, identity=identity, trials=trials,
             )  # fmt: skip
 
 

@@ -74,9 +74,8 @@ _USE = (
 def _notes(exported: Sequence[ExportedDocument]) -> tuple[str, ...]:
     if all(one.kind == "measured" for one in exported):
         return ()
-    return (
-        f"a number that is {ESTIMATE} stands in a comment only: `seed(..., disk=True)` refuses it; unseeded, Triton times",
-    )
+    said = "estimates (from the compiled binary, not times) stand in comments only: `seed(..., disk=True)` refuses them"
+    return (f"{said}, and where nothing is seeded, Triton times",)
 
 
 def _entry(one: Chosen, request: Request) -> _Entry | str:

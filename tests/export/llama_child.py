@@ -51,6 +51,19 @@ def worst(found, wanted):
     return {"logits": errors.pop("logits"), "gradients": max(errors.values())}
 
 
+def as_flash_attention(package):
+    """Whether `torch.compile` follows it in one graph to the same bits, and packed sequences are each one of its own."""
+    q, k, v = (torch.randn(2, 12, heads, 16) for heads in (4, 2, 2))
+    whole = package.flash_attn_func(q, k, v, causal=True)
+    compiled = torch.compile(package.flash_attn_func, backend="eager", fullgraph=True)
+    starts = torch.tensor([0, 12, 24], dtype=torch.int32)
+    packed = [each.flatten(0, 1) for each in (q, k, v)]
+    found = package.flash_attn_varlen_func(*packed, starts, starts, 12, 12, causal=True)
+    return {
+        "compiled": torch.equal(compiled(q, k, v, causal=True), whole), "packed": torch.equal(found, whole.flatten(0, 1)),
+    }  # fmt: skip
+
+
 _KINDS = (
     ("ours 64", "tuned_attention", torch.float64), ("ours 32", "tuned_attention", torch.float32),
     ("eager 32", "eager", torch.float32), ("eager 16", "eager", torch.bfloat16),
@@ -81,6 +94,7 @@ def main() -> None:
         for which, attention, dtype in _KINDS:
             found = answers(copy.deepcopy(model).to(dtype), attention, tokens, seen)
             said[f"{name} {which}"] = worst(found, wanted)
+    said |= as_flash_attention(package)
     said["configs"] = [None if each is None else each["config"] for each in asked]
     sys.stdout.write(json.dumps(said) + "\n")
 

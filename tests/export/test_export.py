@@ -163,6 +163,8 @@ def test_what_others_put_in_the_folder_stays(desk: Desk, target) -> None:
     (desk.root / "full/thesis.tex").write_text("all")
     code, _, err = desk.run("export", "--to", "fake", "--out", "full")
     assert code == 2 and "is not empty, and no earlier export" in err
+    code, _, err = desk.run("export", "--to", "fake", "--out", ".")
+    assert code == 2 and "holds the folder you are in" in err
     target(name="another")
     assert "is an export to fake, not to another" in desk.run("export", "--to", "another", "--out", "out")[2]
 

@@ -60,9 +60,10 @@ def test_kernels_loads_it_and_a_llama_computes_with_it(export, sources) -> None:
             # what is wrong by more than rounding is wrong in both.
             assert errors["ours 64"] < errors["eager 32"], (seen, which, errors)
             assert errors["ours 32"] < errors["eager 16"], (seen, which, errors)
+    assert said["compiled"] and said["packed"]
     # Both passes took the champions' configs, in the type and band that they are of.
     configs = [one for one in said["configs"] if one is not None]
-    assert sum("block_m" in one for one in configs) == sum("dq_block_m" in one for one in configs) == 1
+    assert sum("block_m" in one for one in configs) >= 1 and sum("dq_block_m" in one for one in configs) == 1
 
 
 def test_its_files_say_where_configs_come_from_and_that_an_estimate_is_one(export, sources) -> None:

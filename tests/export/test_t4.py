@@ -99,6 +99,14 @@ def test_a_search_of_another_version_of_the_kernel_stays(searched: Desk) -> None
     assert "it is of another version of the kernel" in [one["reason"] for one in document["skipped"]]
 
 
+def test_what_a_journal_calls_itself_names_no_file_elsewhere(searched: Desk) -> None:
+    path = searched.results / "runs/subject-h200.jsonl"
+    path.write_text(path.read_text().replace('"device": "h200"', '"device": "../../../escape"'))
+    document = searched.document("export", "--to", "t4", "--out", "out", "--no-check")
+    name = "subject-escape-b1_h8_s64_d32_fp16_fwd.json"
+    assert sorted(document["files"]) == sorted([f"t4/{name}", f"kernel-tuner/{name}", "kernel-tuner/simulate.py"])
+
+
 def test_a_champion_without_its_journal_says_so(searched: Desk, tmp_path: Path) -> None:
     (searched.results / "runs/subject-h200.jsonl").unlink()
     document = searched.document("export", "--to", "t4", "--out", "out")

@@ -35,7 +35,11 @@ def launch_of(problem: str, tunables):
 def sources(tmp_path: Path) -> list[Path]:
     timed = champion_of(PROBLEM, block_m=64, block_n=32, num_warps=4)
     estimated = champion_of("b1 h4/2 s256 d64 fp16 fwd", kind="estimated", num_stages=3)
-    forward = keep(tmp_path, timed, estimated)
+    # Its programs share all tiles, which run-time arguments and the grid say, and its default's do not.
+    persistent = champion_of(
+        "b8 h32/8 s2048 d64 fp16 causal", programs_per_sm=2, load="pointer", masked_stages=1, num_warps=4, block_m=64
+    )
+    forward = keep(tmp_path, timed, estimated, persistent)
     backward = keep(
         tmp_path, champion_of("b1 h4/2 s128 d64 fp16 causal bwd", kernel="flash_bwd", dq_warps=4), kernel="flash_bwd"
     )
