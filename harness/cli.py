@@ -50,6 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     tune.add_argument("--jobs", metavar="N", type=_positive, help="child processes for compiling (default: all cores)")
     tune.add_argument("--runs", metavar="DIR", help="where journals are kept (default: results/runs)")
     tune.add_argument("--draft", action="store_true", help="keep champions as drafts that git ignores")
+    tune.add_argument(
+        "--fleet", metavar="F", help="tune on a Ray cluster: ray://HOST:PORT, HOST:PORT, or local; see docs/fleet.md"
+    )
+    tune.add_argument(
+        "--storage", metavar="URL", help="with --fleet: postgresql://..., or grpc://HOST:PORT, for trials"
+    )
     tune.add_argument("--no-progress", action="store_true", help="no live progress bar")
 
     space = _verb(verbs, "space", "the size of a kernel's space, and how many configs each rule removes")
@@ -330,6 +336,8 @@ def _dispatch(options: argparse.Namespace) -> int:
             "merge": showing.run_merge,
         }
         return int(keepers[options.verb](options))
+    if options.verb == "tune" and (options.fleet or options.storage):
+        return int(_load("fleeting").run_fleet_tune(options))
     verbs = {
         "tune": commands.run_tune,
         "space": commands.run_space,

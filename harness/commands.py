@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,24 +63,46 @@ class Setting:
     driver: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a tune happens, and what makes its runner and, from a path, an identity and the spaces by problem, its journal."""
+
+    setting: Setting
+    runner: Callable[[Job], Runner]
+    journal: Callable[[Path, Mapping[str, Any], Mapping[str, Space]], Journal]
+
+
 def run_tune(options: argparse.Namespace) -> int:
     """`flashtune tune`: search every problem of the workload and keep the champions."""
+    return tune_at(options, _site)
+
+
+def _site(options: argparse.Namespace) -> Site:
+    """This machine."""
+    require_packages("torch", "triton")
+    jobs = options.jobs or os.cpu_count() or 1
+    return Site(
+        setting=_setting(options.target),
+        runner=lambda job: process_runner(job, jobs),
+        journal=lambda path, identity, spaces: open_journal(path, identity),
+    )
+
+
+def tune_at(options: argparse.Namespace, find_site: Callable[[argparse.Namespace], Site]) -> int:
+    """Tune at the site that is found once the options are understood."""
     workspace = find_workspace(options.workspace)
     problems = problems_of(options, workspace)
     budget = parse_budget(options.budget)
     options.strategy = check_strategy(options.strategy or DEFAULT_STRATEGY)
-    require_packages("torch", "triton")
-    setting = _setting(options.target)
-    spaces = [find_space(workspace, options.kernel, problem, setting.device) for problem in problems]
+    site = find_site(options)
+    setting = site.setting
+    spaces = {problem: find_space(workspace, options.kernel, problem, setting.device) for problem in problems}
     job = Job(root=workspace.root, stem=options.kernel, device=setting.device, mode=setting.mode, seed=options.seed)
     with (
-        contextlib.closing(_open_run(options, workspace, setting)) as journal,
-        contextlib.closing(process_runner(job, options.jobs or os.cpu_count() or 1)) as runner,
+        contextlib.closing(_open_run(options, workspace, site, spaces)) as journal,
+        contextlib.closing(site.runner(job)) as runner,
     ):
-        tasks = [
-            _task(problem, space, workspace, setting, journal, options)
-            for problem, space in zip(problems, spaces, strict=True)
-        ]
+        tasks = [_task(problem, space, workspace, setting, journal, options) for problem, space in spaces.items()]
         if not options.quiet:
             _announce(tasks, setting, journal, options)
         settled, portfolio = _run_tasks(
@@ -283,15 +305,24 @@ def runs_folder(options: argparse.Namespace, workspace: Workspace) -> Path:
     return Path(options.runs) if options.runs else workspace.results / "runs"
 
 
-def _open_run(options: argparse.Namespace, workspace: Workspace, setting: Setting) -> Journal:
+def _open_run(
+    options: argparse.Namespace, workspace: Workspace, site: Site, spaces: Mapping[Problem, Space]
+) -> Journal:
     """The journal of everything that depends on the same kernel, device, toolchain and judge."""
-    identity = {**journal_identity(options.kernel, workspace, setting, options.seed), "driver": setting.driver}
+    setting = site.setting
+    identity = run_identity(options.kernel, workspace, setting, options.seed)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{options.kernel}-{setting.device.name}-{setting.mode}-{digest}.jsonl"
-    journal = open_journal(runs_folder(options, workspace) / name, identity)
+    by_problem = {problem.key: space for problem, space in spaces.items()}
+    journal = site.journal(runs_folder(options, workspace) / name, identity, by_problem)
     # The study is rebuilt from the journal, whose lock is ours; a log that was cut in the middle of a line is of no use.
     journal.path.with_suffix(".optuna.log").unlink(missing_ok=True)
     return journal
+
+
+def run_identity(kernel: str, workspace: Workspace, setting: Setting, seed: int) -> dict[str, Any]:
+    """What every record of a journal depends on."""
+    return {**journal_identity(kernel, workspace, setting, seed), "driver": setting.driver}
 
 
 def journal_identity(kernel: str, workspace: Workspace, setting: Setting, seed: int) -> dict[str, Any]:

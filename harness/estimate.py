@@ -141,14 +141,17 @@ def estimate(problem: Problem, launches: Sequence[Any], artifact: Artifact, devi
     time for the traffic. Raises `ValueError` if launches and binaries do not belong together.
     """
     terms: dict[str, float] = {}
+    each: dict[str, float] = {}
     total = 0.0
     for launch, binary in zip(launches, artifact.binaries, strict=True):
         value, parts = _launch_ms(problem, launch, binary, device)
         total += value
+        each[binary.kernel] = each.get(binary.kernel, 0.0) + value
         for name, part in parts.items():
             terms[name] = terms.get(name, 0.0) + part
     terms["dram"] = problem.least_bytes / (device.memory_gb_per_s * MEMORY_SUSTAINED * 1e6)
-    return Estimate(value_ms=max(total, terms["dram"] + terms.get("launch", 0.0), LAUNCH_MS), terms=terms, model=MODEL)
+    value = max(total, terms["dram"] + terms.get("launch", 0.0), LAUNCH_MS)
+    return Estimate(value_ms=value, terms=terms, model=MODEL, launches_ms=each if len(each) > 1 else {})
 
 
 def hidden(parts: Sequence[float], streams: float) -> float:

@@ -66,7 +66,8 @@ class Samples:
     `incumbent_ms` are those of the incumbent, interleaved with them (empty when there was none). `clocks_mhz` was read
     beside the samples (empty when it could not be). `method` names the timer. `throttled` says that something lowered the
     clock meanwhile, `throttle` what; `temperature_c` and `power_w` are the most that was read, and `canary_ms` the time of a
-    kernel that never changes, right before: what drifts in it drifts in all. None where it could not be read.
+    kernel that never changes, right before: what drifts in it drifts in all. None where it could not be read. `launches_ms` are
+    medians of each launch alone, by its kernel, where there are several; they need not add up to the time of all.
     """
 
     times_ms: tuple[float, ...]
@@ -78,6 +79,7 @@ class Samples:
     temperature_c: int | None = None
     power_w: float | None = None
     canary_ms: float | None = None
+    launches_ms: Mapping[str, float] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
         times = (*self.times_ms, *self.incumbent_ms)
@@ -93,11 +95,13 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
 class Estimate:
-    """A predicted time in milliseconds, with the terms it was made of (milliseconds or as the name says)."""
+    """A predicted time in milliseconds, with the terms it was made of (milliseconds or as the name says), and what of it each
+    launch takes, by its kernel, where there are several."""
 
     value_ms: float
     terms: Mapping[str, float]
     model: str
+    launches_ms: Mapping[str, float] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.value_ms) and self.value_ms > 0):
@@ -292,6 +296,13 @@ OUTCOMES: TypeAdapter[Any] = TypeAdapter(Outcome)
 def value_ms(outcome: Any) -> float | None:
     """The number that a record carries, in milliseconds, or None if it carries none."""
     return outcome.value_ms if isinstance(outcome, Measured | Estimated) else None
+
+
+def launches_ms(outcome: Any) -> Mapping[str, float]:
+    """What single launches take, in milliseconds by kernel, where that is known of several."""
+    if isinstance(outcome, Measured):
+        return outcome.samples.launches_ms
+    return outcome.estimate.launches_ms if isinstance(outcome, Estimated) else {}
 
 
 def _require_pass(verdict: Verdict, what: str) -> None:

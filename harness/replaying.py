@@ -59,6 +59,7 @@ def run_searches(options: argparse.Namespace) -> int:
     began = time.monotonic()
     found, left_out = _run(jobs, options)
     seconds = time.monotonic() - began
+    _require_some(jobs, found, left_out)
     results = tuple(
         _result(spaces[job.space], job, several) for job, several in zip(jobs, found, strict=True) if several
     )
@@ -72,6 +73,18 @@ def run_searches(options: argparse.Namespace) -> int:
     else:
         print("\n".join(report_replay.searches_lines(document)))
     return 0
+
+
+def _require_some(jobs: Sequence[_Job], found: Sequence[Sequence[Replayed]], left_out: Mapping[str, str]) -> None:
+    """Raise `UsageError` where nothing was asked that could be answered: no search ran, or none of the warm ones."""
+    ran = [job for job, several in zip(jobs, found, strict=True) if several]
+    if any(job.warm for job in jobs) and not any(job.warm for job in ran):
+        raise UsageError(
+            f"`--warm` has no search learn from others here: {'; '.join(dict.fromkeys(left_out.values()))}",
+            hint="--spaces wants the same kernel on another device or problem beside it, or leave --warm out",
+        )
+    if not ran:
+        raise UsageError("no search could run here: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
 
 
 def _strategies(text: str) -> tuple[str, ...]:

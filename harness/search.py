@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 
 from harness.errors import BugError, UsageError, did_you_mean
+from harness.launchwise import LaunchByLaunch
 from harness.space import Config, Space
 from harness.surrogate import ensemble, forest, gp, lfbo
 from harness.untried import Floats, Untried, positions
@@ -150,6 +151,10 @@ class StudyStrategy:
         found = [] if foresee is None else foresee(self._untried, count)
         return [self._untried.space.legal[index] for index in found]
 
+    def tell_launches(self, config: Config, launches_ms: Mapping[str, float]) -> None:
+        """What each launch of a config takes, by its kernel, before the config's own number is told."""
+        self._untried.learn_launches(config, launches_ms)
+
     def tell(self, config: Config, value_ms: float | None) -> None:
         self._untried.learn(config, value_ms)
         state = optuna.trial.TrialState.FAIL if value_ms is None else optuna.trial.TrialState.COMPLETE
@@ -197,6 +202,8 @@ def make_strategy(
     """A strategy by name, which proposes `default` first if there is one, then some of those of which most is `expected`, if
     anything is (`harness.experience.expected_slowdown`). Raises `UsageError` for a name that it does not know."""
     propose = STRATEGIES[check_strategy(name)]()
+    if space.apart is not None and name not in UNLEARNED:
+        propose = LaunchByLaunch(propose, space.apart)
     untried = Untried(space, None if name in UNLEARNED else expected)
     return StudyStrategy(propose, untried, default, study=study, rng=np.random.default_rng(seed))
 

@@ -147,6 +147,20 @@ def exact_scale(dtype: str, scale: float, *, changed: bool) -> Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Apart:
+    """Launches that do not interact in the configs which have the values `when`: they run one after the other, and each is
+    decided by tunables of its own. `kernels` are those of each launch (one or more, whose times belong together), by name, and
+    `tunables` what decides them; what is in none of these must be the same where the times of two configs are put together."""
+
+    when: Mapping[str, Value]
+    kernels: Mapping[str, tuple[str, ...]]
+    tunables: Mapping[str, tuple[str, ...]]
+
+    def holds(self, config: Mapping[str, Value]) -> bool:
+        return all(config[name] == value for name, value in self.when.items())
+
+
+@dataclass(frozen=True, slots=True)
 class Census:
     """Count of a space: `size` combinations, `legal` ones, and how many each rule removed.
 
@@ -167,6 +181,7 @@ class Space:
 
     params: tuple[Param, ...]
     rules: tuple[Rule, ...]
+    apart: Apart | None = None
     _legal: list[Config] = field(default_factory=list, compare=False, repr=False)
     _census: list[Census] = field(default_factory=list, compare=False, repr=False)
 
@@ -185,7 +200,7 @@ class Space:
         size = math.prod(len(param.values) for param in params)
         removed = {rule.name: size - len(legal)}
         census = Census(size=size, legal=len(legal), pruned=removed, alone=removed)
-        return cls(params, (rule,), list(legal), [census])
+        return cls(params, (rule,), None, list(legal), [census])
 
     @property
     def names(self) -> tuple[str, ...]:

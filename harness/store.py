@@ -42,7 +42,7 @@ class Journal:
 
     def __post_init__(self) -> None:
         for record in self.records:
-            self._last[_key_of(record)] = record
+            self._last[key_of(record)] = record
 
     def find(self, problem: str, config: Mapping[str, Any]) -> Record | None:
         """The record of this candidate's trial, if it was tried before."""
@@ -64,6 +64,9 @@ class Journal:
         """What the suite said of this candidate as a finalist, if it was asked before."""
         return self._last.get(_key(problem, config, "proof", None))
 
+    def begin(self, problem: str, config: Mapping[str, Any]) -> None:
+        """Say that a candidate is about to be tried, where a journal is shared: nothing here."""
+
     def append(self, record: Record) -> None:
         """Write one record and force it to the disk. Raises `JournalError`, with the file as it was, if that fails."""
         try:
@@ -74,13 +77,14 @@ class Journal:
                 hint="free some space and run the same command again; everything before this trial is kept",
             ) from error
         self.records.append(record)
-        self._last[_key_of(record)] = record
+        self._last[key_of(record)] = record
 
     def close(self) -> None:
         self._file.close()
 
 
-def _key_of(record: Record) -> Any:
+def key_of(record: Record) -> Any:
+    """What a record is of: the last one of a key counts."""
     if record.race is not None:
         return _race_key(record.problem, [entrant.config for entrant in record.race.entrants])
     # A trial is the same trial whatever it was screened beside.

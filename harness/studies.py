@@ -1,13 +1,14 @@
 """What a selection is worth, found out where the truth is known: whole tunes on simulated devices.
 
-`python -m harness.studies selection`, `same` and `overhead`; each prints one JSON document. The tunes are the tuner's own, on a
-clock that is made up. Refuses to say anything of a real device: its noise may be of another kind.
+`python -m harness.studies selection`, `same`, `overhead`, `launches`, `fleet`; each prints one JSON document. The tunes are the
+tuner's own, on a clock that is made up. Refuses to say anything of a real device: its noise may be of another kind.
 """
 
 import argparse
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from harness.ahead import InOrder
+from harness.fleet_study import Scene, study_fleet
 from harness.landscape import landscapes
+from harness.launch_study import study_launches
 from harness.outcome import Measured
 from harness.problem import parse_problem
+from harness.shared import shown_url
 from harness.simulated import SimulatedDevice, SimulatedRunner, normal
 from harness.space import Config, Param, Space
 from harness.stats import bootstrap_mean
@@ -235,6 +239,9 @@ def _overhead(tried: Times, verify_ms: float, jobs: int, seed: int, strategy: ty
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.studies", description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
+    launches = kinds.add_parser("launches")
+    launches.add_argument("--runs", type=int, default=20)
+    launches.add_argument("--trials", type=int, default=100)
     for kind, runs in (("selection", 400), ("same", 1000)):
         one = kinds.add_parser(kind)
         one.add_argument("--runs", type=int, default=runs)
@@ -245,6 +252,13 @@ def _parser() -> argparse.ArgumentParser:
         kinds.choices[name].add_argument("--trials", type=int, default=trials)
     overhead.add_argument("--verify-ms", type=float, default=270.0)
     overhead.add_argument("--jobs", type=int, default=14)
+    several = kinds.add_parser("fleet")
+    several.add_argument("--space", type=Path, required=True, help="a recorded space, which is the device")
+    several.add_argument("--storage", required=True, help="postgresql://... or grpc://HOST:PORT")
+    several.add_argument("--workers", type=lambda text: [int(one) for one in text.split(",")], default=[1, 2, 4])
+    several.add_argument("--trials", type=int, default=100)
+    several.add_argument("--kill-every-s", type=float, default=3.0)
+    several.add_argument("--pace", type=float, default=0.1, help="real seconds for a recorded second")
     for one in kinds.choices.values():
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--out", type=Path, help="a file for the document, beside stdout")
@@ -258,11 +272,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind, out = options.pop("kind"), options.pop("out")
     if kind == "same":
         found = study_same(**options)
+    elif kind == "launches":
+        found = study_launches(**options)
+    elif kind == "fleet":
+        with tempfile.TemporaryDirectory() as folder:
+            workers = options.pop("workers")
+            found = study_fleet(Scene(folder=Path(folder), **options), workers)
     else:
         folder = options.pop("spaces")
         study: Callable[..., dict[str, Any]] = study_selection if kind == "selection" else study_overhead
         found = study(recorded(folder) if folder else None, **options)
-    shown = [word if not word.startswith("/") else Path(word).name for word in given]
+    shown = [shown_url(word) if "://" in word else Path(word).name if word.startswith("/") else word for word in given]
     document = json.dumps({"command": f"python -m harness.studies {' '.join(shown)}", "results": found}, indent=1)
     sys.stdout.write(document + "\n")
     if out:

@@ -162,8 +162,8 @@ class Surrogate:
 
 
 class Ensemble:
-    """Surrogates in turns while little is known: what one finds, all learn from, and where one is blind, another may see. Then the
-    first alone, which makes most of much."""
+    """Surrogates in turns while little is known: what one finds, all learn from, and where one is blind, another may see. Then
+    the first alone, which makes most of much."""
 
     def __init__(self, *members: Surrogate) -> None:
         self._members = members

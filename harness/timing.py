@@ -26,6 +26,7 @@ _ROWS_AT_ONCE = 512
 DEVICE = "cuda"
 # The canary: large enough that its time is its own and not that of its launch, some tens of microseconds on today's devices.
 _CANARY_SIDE = 1024
+_LAUNCH = measure.Policy(warmup_ms=0, min_samples=5, max_samples=7, budget_ms=100, method="graph")
 _CANARY = measure.Policy(warmup_ms=0, min_samples=5, max_samples=5)
 
 
@@ -49,7 +50,25 @@ def sample(
         rng=np.random.default_rng(seed),
         incumbent=runs[1] if len(runs) == 2 else None,
     )
-    return replace(found, canary_ms=drift_ms)
+    alone = launches_ms(kernel, problem, tensors, config) if depth == "screen" else {}
+    return replace(found, canary_ms=drift_ms, launches_ms=alone)
+
+
+def launches_ms(
+    kernel: Any, problem: Problem, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Value]
+) -> dict[str, float]:
+    """The time of each launch alone, by its kernel, with L2 flushed before each; nothing where there is only one. A few samples:
+    they say which half of a config is good, and no champion is chosen by them."""
+    launches = [one for one in launches_of(kernel, problem, tensors, config) if 0 not in one.grid]
+    if len(launches) < 2:
+        return {}
+    for one in launches:
+        one.run()
+    found: dict[str, float] = {}
+    for one in launches:
+        samples = measure.measure(one.run, timer=timer(), policy=_LAUNCH, rng=np.random.default_rng(0))
+        found[one.name] = found.get(one.name, 0.0) + samples.median_ms
+    return found
 
 
 def race(
@@ -89,6 +108,23 @@ def runner(
     outputs: Mapping[str, torch.Tensor] | None = None,
 ) -> Callable[[], None]:
     """What launches a config: inputs are shared, and `outputs` if they are given; else those and workspaces are its own."""
+    runs = [_timed(launch) for launch in launches_of(kernel, problem, tensors, config, outputs)]
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    return run
+
+
+def launches_of(
+    kernel: Any,
+    problem: Problem,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Value],
+    outputs: Mapping[str, torch.Tensor] | None = None,
+) -> list[Any]:
+    """The launches of a config, one after the other; see `runner`."""
     operation = operation_for(problem)
     inputs = {name: tensors[name] for name in operation.inputs}
     outputs = outputs or {name: _empty(name, problem) for name in operation.outputs}
@@ -96,14 +132,7 @@ def runner(
         name: torch.empty(shape, dtype=dtype, device=DEVICE)
         for name, (shape, dtype) in workspaces_of(kernel, inputs, config).items()
     }
-    launches = kernel.launches(**inputs, **outputs, **scratch, **problem_keywords(problem), **config)
-    runs = [_timed(launch) for launch in launches]
-
-    def run() -> None:
-        for each in runs:
-            each()
-
-    return run
+    return list(kernel.launches(**inputs, **outputs, **scratch, **problem_keywords(problem), **config))
 
 
 def _timed(launch: Any) -> Callable[[], None]:

@@ -5,7 +5,7 @@ the tune's.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -48,6 +48,17 @@ class Flight:
     compiling: dict[Config, Callable[[], Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a candidate ended: its outcome, as that of its `twin` by machine code if it has one, `shared` if the verdict is that of
+    another, and which config was timed `beside` it."""
+
+    outcome: Any
+    twin: Record | None = None
+    shared: bool = False
+    beside: Mapping[str, Any] | None = None
+
+
 @dataclass(slots=True)
 class Trials:
     """What was tried of a problem, what compiled to the same code, what the judge already said.
@@ -80,6 +91,9 @@ class Trials:
     def start(self, configs: list[Config]) -> Flight:
         """Begin to compile what was not tried yet."""
         known = {config: self._known(config) for config in configs}
+        for config in configs:
+            if not self._stands(known[config]):
+                self.journal.begin(self.problem.key, config)
         compiling = {
             config: self._expected.pop(config) if config in self._expected else self._compile(config)
             for config in configs
@@ -115,6 +129,9 @@ class Trials:
                 self._append(record)
             self._remember(record)
             yield config, record, again
+
+    def rest(self) -> None:
+        """Nothing more is asked for: what is in flight need not be finished."""
 
     def _append(self, record: Record) -> None:
         self.journal.append(record)
@@ -159,17 +176,22 @@ class Trials:
 
     def _finish(self, config: Config, compiled: Any, before: Record | None, seconds: float) -> Record:
         began = self.now_s()
-        shared, twin, beside = False, None, None
-        outcome = compiled
-        if isinstance(compiled, Artifact):
-            twin = self._by_code.get(compiled.code_hash)
-            if twin is not None:
-                outcome, beside = twin.outcome, twin.beside
-            else:
-                judged, wait = self._verdicts[self._verdict_key(config)]
-                shared = judged != config
-                beside = self.anchor.config if self.anchor and self.runner.mode == "measured" else None
-                outcome = self._value(config, compiled, wait())
+        ended = self._end(config, compiled)
+        return self._recorded(config, ended, before, seconds + self.now_s() - began)
+
+    def _end(self, config: Config, compiled: Any) -> "Ended":
+        """What becomes of a candidate that was compiled."""
+        if not isinstance(compiled, Artifact):
+            return Ended(compiled)
+        twin = self._by_code.get(compiled.code_hash)
+        if twin is not None:
+            return Ended(twin.outcome, twin=twin, beside=twin.beside)
+        judged, wait = self._verdicts[self._verdict_key(config)]
+        beside = self.anchor.config if self.anchor and self.runner.mode == "measured" else None
+        return Ended(self._value(config, compiled, wait()), shared=judged != config, beside=beside)
+
+    def _recorded(self, config: Config, ended: "Ended", before: Record | None, seconds: float) -> Record:
+        outcome = ended.outcome
         attempt = before.attempt + 1 if before else 1
         if dangerous(outcome) and (not maybe_innocent(outcome) or attempt >= ATTEMPTS):
             self.quarantine.hold(self.problem.key, config, outcome)
@@ -180,10 +202,10 @@ class Trials:
             problem=self.problem.key,
             config=dict(config),
             outcome=outcome,
-            seconds=seconds + self.now_s() - began,
-            same_code_as=twin.trial if twin else None,
-            shared_verdict=shared,
-            beside=beside if isinstance(outcome, Measured) else None,
+            seconds=seconds,
+            same_code_as=ended.twin.trial if ended.twin else None,
+            shared_verdict=ended.shared,
+            beside=ended.beside if isinstance(outcome, Measured) else None,
             attempt=attempt,
         )
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.outcome import Estimated, Measured, Proof, Pruned, Record, value_ms
+from harness.lanes import Lanes
+from harness.outcome import Estimated, Measured, Proof, Pruned, Record, launches_ms, value_ms
 from harness.problem import Problem
 from harness.quarantine import Quarantine
 from harness.search import BATCH, Strategy
@@ -22,7 +23,8 @@ from harness.store import Journal
 from harness.trials import Flight, Trials
 from harness.worker import Runner
 
-# Batches that are in flight where a device measures: while one is measured, the next compiles.
+# Batches that are in flight where a device measures: while one is measured, the next compiles. A runner with several devices says
+# itself how many (`ahead`).
 AHEAD = 2
 # Configs that compile although nobody has asked for them, where a strategy says what it is likely to ask for: proposals do not
 # depend on it, only the time that passes until they are compiled.
@@ -120,15 +122,17 @@ def tune(
     `quarantine` holds those that are not tried at all, and gets those that must not be tried again.
     """
     held = quarantine or Quarantine(None, {})
-    trials = Trials(task.problem, task.space, runner, journal, held, budget.now_s)
+    several = getattr(runner, "ahead", 0) and runner.mode == "measured"
+    trials = (Lanes if several else Trials)(task.problem, task.space, runner, journal, held, budget.now_s)
     yield from _search(task, trials, budget)
+    trials.rest()
     yield _settle(task, trials, seed)
 
 
 def _search(task: Task, trials: Trials, budget: Budget) -> Iterator[Tried]:
     """Every trial until the budget is spent. While some are judged and measured, those that come next already compile."""
     # What is interpreted takes all the cores that compilers would have.
-    ahead = AHEAD if trials.runner.mode == "measured" else 1
+    ahead = getattr(trials.runner, "ahead", 0) or (AHEAD if trials.runner.mode == "measured" else 1)
     started = trials.now_s()
     asked: set[Config] = set()
     # The default comes first, by the strategy; all others are measured beside it.
@@ -152,7 +156,13 @@ def _search(task: Task, trials: Trials, budget: Budget) -> Iterator[Tried]:
         flight, own, before = flying.popleft()
         for config, record, known in trials.finish(flight):
             if own:
-                task.strategy.tell(config, trials.score_ms(record))
+                score = trials.score_ms(record)
+                alone = launches_ms(record.outcome)
+                tell_launches = getattr(task.strategy, "tell_launches", None)
+                if tell_launches is not None and score is not None and alone:
+                    # Shares of the number, which is free of drift.
+                    tell_launches(config, {name: ms * score / sum(alone.values()) for name, ms in alone.items()})
+                task.strategy.tell(config, score)
             if config not in before:
                 yield Tried(task.problem, record, known, trials.best_ms)
 

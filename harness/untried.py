@@ -31,6 +31,8 @@ class Untried:
         self.value_ms = np.full(len(space.legal), np.nan)
         spans = np.maximum([len(param.values) - 1 for param in space.params], 1)
         rows = [list(positions(space, config).values()) for config in space.legal]
+        # What single launches of a config take, by kernel, where that was told.
+        self.launches_ms: dict[int, Mapping[str, float]] = {}
         self.coordinates = np.array(rows, dtype=float).reshape(len(rows), len(space.params)) / spans
         self._spans = spans
         self._index = {config: index for index, config in enumerate(space.legal)}
@@ -44,6 +46,9 @@ class Untried:
 
     def learn(self, config: Config, value_ms: float | None) -> None:
         self.value_ms[self._index[config]] = np.inf if value_ms is None else value_ms
+
+    def learn_launches(self, config: Config, launches_ms: Mapping[str, float]) -> None:
+        self.launches_ms[self._index[config]] = launches_ms
 
     def nearest(self, point: Mapping[str, Any], rng: np.random.Generator) -> int:
         """The open config nearest to any assignment of positions, legal or not; ties are broken at random."""

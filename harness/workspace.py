@@ -139,6 +139,11 @@ def environment(name: str, default: str = "") -> str:
     return os.environ.get(name, default)
 
 
+def set_environment(name: str, value: str) -> None:
+    """Give a variable to this process and its children, unless the caller has."""
+    os.environ.setdefault(name, value)
+
+
 def package_version(package: str) -> str | None:
     """The installed version of a package, without importing it."""
     try:

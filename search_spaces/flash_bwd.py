@@ -6,7 +6,7 @@ A rule removes only what cannot be launched or cannot win. Figures come from com
 
 from harness.device import DeviceFacts
 from harness.problem import DTYPE_BYTES, Problem
-from harness.space import Config, Param, Rule, Space, matrix_knobs, matrix_rule, padded, power_of_two
+from harness.space import Apart, Config, Param, Rule, Space, matrix_knobs, matrix_rule, padded, power_of_two
 
 # Shared memory of tiles of 16 rows of heads beyond 512 (seen on sm_80 and sm_89).
 _WIDEST_BYTES = 112 << 10
@@ -14,10 +14,20 @@ _WIDEST_BYTES = 112 << 10
 _LEAST_QUERIES = 32
 _LEAST_KEYS = 32
 
+# Where both have a launch of their own, no tunable of the one changes anything for the other; the tiles of dq are dbias's too.
+_APART = Apart(
+    when={"structure": "separate"},
+    kernels={"dkdv": ("flash_bwd_dkdv_kernel",), "dq": ("flash_bwd_dq_kernel", "flash_bwd_dbias_kernel")},
+    tunables={
+        launch: tuple(f"{launch}_{name}" for name in ("block_m", "block_n", "warps", "stages", "load"))
+        for launch in ("dkdv", "dq")
+    },
+)
+
 
 def space(problem: Problem, device: DeviceFacts) -> Space:
     """The tunables of the backward kernels for `problem` on `device`."""
-    return Space(params=_params(problem, device), rules=_rules(problem, device))
+    return Space(params=_params(problem, device), rules=_rules(problem, device), apart=_APART)
 
 
 def default(problem: Problem, device: DeviceFacts) -> Config:

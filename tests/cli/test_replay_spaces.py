@@ -51,6 +51,19 @@ def test_the_table_of_a_warm_start(folder: Path, capsys: pytest.CaptureFixture[s
     assert max(map(len, lines)) <= 100
 
 
+def test_a_warm_start_from_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path / "alone.json")
+    options = ["--warm", "--budget", "10", "--seeds", "1", "--jobs", "1"]
+    assert main(["replay", "--spaces", str(tmp_path), *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert (
+        "`--warm` has no search learn from others here: no other space here is of the kernel of alone" in captured.err
+    )
+    # What needs no past runs as ever, and the other is named as left out.
+    assert main(["replay", "--spaces", str(tmp_path), "--strategies", "random", *options]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -1,13 +1,16 @@
 """Tensors of a problem at full size: those of one problem at a time."""
 
 import weakref
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from harness import bounds, compare, timing
 from harness.bounds import library_contract
 from harness.problem import Problem, parse_problem
+from harness.simulated import SimulatedDevice
 
 ONE, OTHER = parse_problem("b1 h2 s32 d16 fp16"), parse_problem("b1 h2 s64 d16 fp16")
 
@@ -44,3 +47,18 @@ def test_inputs_lie_as_the_problem_says_and_a_backward_problem_is_handed_what_a_
     expected = bounds.expect_forward(problem, tensors, library_contract(problem), structured=False)
     checks = compare.judge({name: tensors[name] for name in ("out", "lse")}, expected, case=str(problem))
     assert compare.status_of(checks) == "passed"
+
+
+def test_each_launch_is_timed_alone_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = SimulatedDevice(np.random.default_rng(0))
+    made = {
+        "one": SimpleNamespace(name="one", grid=(1, 1, 1), run=device.kernel("one", 2.0)),
+        "two": SimpleNamespace(name="two", grid=(4, 1, 1), run=device.kernel("two", 0.5)),
+        "empty": SimpleNamespace(name="empty", grid=(0, 1, 1), run=lambda: pytest.fail("an empty grid is no launch")),
+    }
+    monkeypatch.setattr(timing, "timer", lambda: device)
+    monkeypatch.setattr(timing, "launches_of", lambda kernel, problem, tensors, config: [made[one] for one in config])
+    assert timing.launches_ms(None, ONE, {}, ("one", "two", "empty")) == {"one": 2.0, "two": 0.5}
+    # L2 is flushed before each, as it is for the whole.
+    assert device.log.count("flush") == device.launches - 2 - device.log.count("capture 1")
+    assert timing.launches_ms(None, ONE, {}, ("one", "empty")) == {}
