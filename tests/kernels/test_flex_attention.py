@@ -204,3 +204,11 @@ def test_what_is_timed_of_a_call_is_what_it_prepares(monkeypatch: pytest.MonkeyP
     for launch in (prepared, plain):
         timing._timed(launch)()
     assert done == ["timed", "launched"]
+
+
+@pytest.mark.parametrize("text", ["b1 h2 s256 d32 fp32 causal fwd", "b1 h2 s256 d32 fp32 causal bwd"])
+def test_a_call_is_one_launch_that_is_not_timed_in_parts(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = parse_problem(text)
+    monkeypatch.setattr(timing, "DEVICE", "cpu")
+    kernel = WORKSPACE.load_kernel(STEMS[problem.pass_])
+    assert timing.launches_ms(kernel, problem, tensors_of(case_of(problem)), default(problem)) == {}
