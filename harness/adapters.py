@@ -1,4 +1,4 @@
-"""How anybody's attention is called, what it may be asked, and what it may round: words, signatures and a contract.
+"""How anybody's attention is called, and what it may be asked: words and signatures.
 
 What an implementation cannot do is refused with a reason, so that it counts neither as wrong nor as tested. Refuses to
 import and to run anything, and to know single libraries (`harness.libraries` does).
@@ -6,14 +6,13 @@ import and to run anything, and to know single libraries (`harness.libraries` do
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness import bounds, oracle
-from harness.bounds import RoundingContract
+from harness import oracle
 from harness.errors import UsageError, did_you_mean
 from harness.operation import problem_keywords
 from harness.problem import Layout, Problem
@@ -311,37 +310,3 @@ def signature_for(name: str) -> Signature:
         asked = f"there is no signature `{name}`" if name else "a function needs a signature: how is it called?"
         raise UsageError(asked, hint=shown)
     return SIGNATURES[name]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rounding
-# ---------------------------------------------------------------------------------------------------------------------
-
-# Vectorized exponentials of libraries: PyTorch's fastest (exp_u20 for AVX-512) is within 2^-21.06 of the truth on a seventh
-# of all fp32 numbers from -86.98 to 0, and 0 below.
-_EXPONENTIAL = 2.0**-21
-_FLUSHED = 2.0**-125
-
-
-def library_contract(problem: Problem, claims: frozenset[str] = frozenset()) -> RoundingContract:
-    """What an implementation may round of which nothing is known but that scores and sums are fp32 or better.
-
-    Scores may be made of operands multiplied by a rounded root of the scale (four more roundings of a product); sums may
-    have any order, and a second rounding in each step; weights may be normalized before they are rounded to 16 bits, where
-    up to kv_len of them lose what one loses otherwise; gradients may come from a stored P or from a recomputed one.
-    Rounding scores to 16 bits is outside of it.
-    """
-    base = bounds.contract_for(
-        problem.dtype, key_block=16, fp32_products="tf32" if "tf32" in claims else "ieee", chained=True
-    )
-    tiny = max(base.tiny, _FLUSHED)
-    return replace(
-        base,
-        tiny=tiny,
-        underflow=tiny * max(problem.kv_len, 1),
-        product=max(base.product, 2.0**-22),
-        accumulate=2.0**-24 if "casts" in claims else 2.0**-23,
-        exponential=_EXPONENTIAL,
-        reproducible="bitwise" in claims,
-        summed_delta=True,
-    )

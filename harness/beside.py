@@ -9,26 +9,24 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch._functorch.config as _functorch_config
 from torch import Tensor
 
 from harness import measure, timing
 from harness.adapters import signature_for
 from harness.errors import RefusedError
+from harness.libraries import sdpa
 from harness.problem import Problem
 from harness.space import Value
+from harness.workspace import Workspace
 
 # Other implementations by name.
 RIVALS = ("sdpa:flash", "sdpa:cudnn", "sdpa:efficient", "sdpa:math", "fa3", "flex")
-_BACKENDS = {
-    "sdpa:flash": "FLASH_ATTENTION",
-    "sdpa:cudnn": "CUDNN_ATTENTION",
-    "sdpa:efficient": "EFFICIENT_ATTENTION",
-    "sdpa:math": "MATH",
-}
 # Score matrices of the whole problem that standard attention holds at a time, in fp32.
 _SCORE_MATRICES = 4
 
@@ -36,6 +34,18 @@ _SCORE_MATRICES = 4
 _POLICY = measure.Policy(target=0.005, min_samples=20, max_samples=100, budget_ms=1000, hopeless=math.inf)
 
 Method = Literal["graph", "event"]
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Another kernel of the workspace at `root`, under a config that has passed its gate."""
+
+    root: Path
+    stem: str
+    config: Mapping[str, Value]
+
+
+Rival = str | Mapping[str, Value] | Other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,24 +65,19 @@ def pair(
     kernel: Any,
     problem: Problem,
     config: Mapping[str, Value],
-    rival: str | Mapping[str, Value],
+    rival: Rival,
     method: Method,
     seed: int,
 ) -> Pair:
-    """Time `rival` (one of `RIVALS`, or another config of ours) in turns with our `config`.
+    """Time `rival` (one of `RIVALS`, another config of ours, or another kernel) in turns with our `config`.
 
     A "graph" has no host in it; by "event" the host's launching counts where it takes longer than the flush before it.
     Raises `RefusedError` for what the rival cannot do, and what else it raises.
     """
     tensors = timing.tensors_on_device(problem, seed)
 
-    def run_of(one: str | Mapping[str, Value]) -> Callable[[], None]:
-        if isinstance(one, str):
-            return _library(one, problem, tensors)
-        return timing.runner(kernel, problem, tensors, one)
-
-    ours, ours_bytes = _prepared(lambda: run_of(config))
-    theirs, rival_bytes = _prepared(lambda: run_of(rival))
+    ours, ours_bytes = _prepared(lambda: run_of(kernel, problem, tensors, config))
+    theirs, rival_bytes = _prepared(lambda: run_of(kernel, problem, tensors, rival))
     rng = np.random.default_rng(seed)
     policy = replace(_POLICY, method=method)
     found = measure.measure(theirs, timer=timing.timer(), policy=policy, rng=rng, incumbent=ours)
@@ -80,6 +85,15 @@ def pair(
         rival_ms=found.times_ms, ours_ms=found.incumbent_ms, method=found.method, throttled=found.throttled,
         rival_bytes=rival_bytes, ours_bytes=ours_bytes,
     )  # fmt: skip
+
+
+def run_of(kernel: Any, problem: Problem, tensors: Mapping[str, Tensor], one: Rival) -> Callable[[], None]:
+    """What runs a rival, or our `kernel` under a config."""
+    if isinstance(one, str):
+        return _library(one, problem, tensors)
+    if isinstance(one, Other):
+        return timing.runner(Workspace(one.root).load_kernel(one.stem), problem, tensors, one.config)
+    return timing.runner(kernel, problem, tensors, one)
 
 
 def _prepared(make: Callable[[], Callable[[], None]]) -> tuple[Callable[[], None], int]:
@@ -112,7 +126,8 @@ def _library(rival: str, problem: Problem, tensors: Mapping[str, Tensor]) -> Cal
 
         return forward
     # Operations of a backward pass run on the stream that their forward ones ran on, and a graph is captured on one stream.
-    with timing.capture_stream():
+    # What is compiled may not write over what its forward pass left: it is timed more than once.
+    with timing.capture_stream(), _functorch_config.patch(donated_buffer=False):
         leaves = [one.detach().requires_grad_() for one in (q, k, v)]
         out = function(*leaves)
     dout = tensors["dout"]
@@ -139,16 +154,10 @@ def _require_memory(problem: Problem) -> None:
 
 
 def _sdpa(rival: str, problem: Problem) -> Callable[..., Tensor]:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
+    attention = sdpa(rival.removeprefix("sdpa:"))
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(getattr(SDPBackend, _BACKENDS[rival])), warnings.catch_warnings():
-            # It warns of every reason for which a backend is left out, and then raises.
-            warnings.simplefilter("ignore")
-            found: Tensor = scaled_dot_product_attention(
-                q, k, v, is_causal=problem.causal, scale=problem.scale, enable_gqa=problem.group > 1
-            )
+        found: Tensor = attention(q, k, v, is_causal=problem.causal, scale=problem.scale, enable_gqa=problem.group > 1)
         return found
 
     return function

@@ -25,7 +25,7 @@ from harness.forward_noise import forward_weights, lse_noise, out_noise
 from harness.noise import DEVIATIONS, SLACK, RoundingContract, Terms, contract_for
 from harness.problem import Problem
 
-__all__ = ["Expectation", "RoundingContract", "contract_for", "expect_backward", "expect_forward"]
+__all__ = ["Expectation", "RoundingContract", "contract_for", "expect_backward", "expect_forward", "library_contract"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,4 +93,32 @@ def expect_backward(
         truth=truth,
         bounds={name: terms.stored(truth[name], bound, single=name == "dsinks") for name, bound in bounds.items()},
         largest=contract.largest,
+    )
+
+
+# Vectorized exponentials of libraries: PyTorch's fastest (exp_u20 for AVX-512) is within 2^-21.06 of the truth on a seventh
+# of all fp32 numbers from -86.98 to 0, and 0 below.
+_EXPONENTIAL = 2.0**-21
+_FLUSHED = 2.0**-125
+
+
+def library_contract(problem: Problem, claims: frozenset[str] = frozenset()) -> RoundingContract:
+    """What an implementation may round of which nothing is known but that scores and sums are fp32 or better.
+
+    Scores may be made of operands multiplied by a rounded root of the scale (four more roundings of a product); sums may
+    have any order, and a second rounding in each step; weights may be normalized before they are rounded to 16 bits, where
+    up to kv_len of them lose what one loses otherwise; gradients may come from a stored P or from a recomputed one.
+    Rounding scores to 16 bits is outside of it.
+    """
+    base = contract_for(problem.dtype, key_block=16, fp32_products="tf32" if "tf32" in claims else "ieee", chained=True)
+    tiny = max(base.tiny, _FLUSHED)
+    return replace(
+        base,
+        tiny=tiny,
+        underflow=tiny * max(problem.kv_len, 1),
+        product=max(base.product, 2.0**-22),
+        accumulate=2.0**-24 if "casts" in claims else 2.0**-23,
+        exponential=_EXPONENTIAL,
+        reproducible="bitwise" in claims,
+        summed_delta=True,
     )

@@ -49,10 +49,15 @@ SWEEP_DIMS = (128, 64, 256)
 # The problem of the sweep for whose head dim and mask a champion is sought, which the other lengths then share.
 ANCHOR_LENGTH = 4096
 
+# PyTorch's FlexAttention as a subject of our own search, by pass, and its name as a rival then.
+FLEX: Mapping[Pass, str] = {"fwd": "flex_attention", "bwd": "flex_attention_bwd"}
+TUNED_FLEX = "flex:tuned"
+OURS = "flashtune"
+
 # Whom our kernels are compared with, and the headings of a table; a "default" is ours beside a champion of ours.
 RIVAL_NAMES: Mapping[str, str] = {
-    "default": "default", "sdpa:flash": "flash", "sdpa:cudnn": "cudnn", "sdpa:efficient": "efficient", "sdpa:math": "math",
-    "fa3": "fa3", "flex": "flex",
+    "default": "default", "sdpa:flash": "flash", "sdpa:cudnn": "cudnn", "sdpa:efficient": "memeff", "sdpa:math": "math",
+    "fa3": "fa3", "flex": "flex", TUNED_FLEX: "tuned",
 }  # fmt: skip
 # Configs beside the default that each question is asked of.
 MORE_CONFIGS: Mapping[Pass, int] = {"fwd": 2, "bwd": 1}
@@ -66,27 +71,32 @@ FUZZ_S = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A kernel of the workspace: the pass it computes, the fields of a problem beyond plain attention that it takes, and the
-    digest of all that its results depend on, as in `Part.of`."""
+    """A kernel of the workspace: the pass it computes, the fields of a problem beyond plain attention that it takes, the digest
+    of all that its results depend on, as in `Part.of`, and whose it is: others' are tuned to be compared with, and no more."""
 
     stem: str
     pass_: Pass
     of: str
     variants: frozenset[str] = frozenset()
+    family: str = OURS
 
 
 def plan(subjects: Sequence[Subject], workloads: Sequence[Workload], *, device_of: str) -> list[Part]:
     """All parts in order. The first subject of a pass is the one that is tuned and compared for it, but for decoding; `device_of`
     is the digest of what numbers of the device alone depend on."""
     first: dict[Pass, Subject] = {}
-    for subject in subjects:
+    ours = [subject for subject in subjects if subject.family == OURS]
+    for subject in ours:
         first.setdefault(subject.pass_, subject)
-    known = {subject.stem: subject for subject in subjects}
+    known = {subject.stem: subject for subject in ours}
+    flex = {pass_: found for pass_, stem in FLEX.items() for found in subjects if found.stem == stem}
     return [
-        *_truth(subjects, device_of),
+        *_truth(ours, device_of),
         *_spaces(known),
         *_champions(known, first, workloads),
         *_beside(known, first),
+        *_traffic(known, first),
+        *_beside_tuned(known, first, flex),
         *_judging(known, first),
     ]
 
@@ -204,7 +214,7 @@ def _trained() -> list[Problem]:
 
 def _beside(known: Mapping[str, Subject], first: Mapping[Pass, Subject]) -> Iterator[Part]:
     """FlexAttention is compiled for every shape, which takes longest: it comes last."""
-    quick = tuple(name for name in RIVAL_NAMES if name != "flex")
+    quick = tuple(name for name in RIVAL_NAMES if name not in ("flex", TUNED_FLEX))
     for rivals, least in ((quick, 40), (("flex",), 75)):
         for problem in compared():
             subject = _subject_for(problem, known, first)
@@ -213,6 +223,51 @@ def _beside(known: Mapping[str, Subject], first: Mapping[Pass, Subject]) -> Iter
             what = {"do": "beside", "kernel": subject.stem, "problem": str(problem), "rivals": list(rivals)}
             name = f"beside/{problem}" + (" flex" if "flex" in rivals else "")
             yield Part(step="beside", name=name, what=what, least_s=least, most_s=240, of=subject.of)
+
+
+def _beside_tuned(
+    known: Mapping[str, Subject], first: Mapping[Pass, Subject], flex: Mapping[Pass, Subject]
+) -> Iterator[Part]:
+    """FlexAttention, tuned by our own search for what stands for the most, and then compared: a pair of parts each."""
+    for problem in _flex_tuned():
+        subject, tuned = _subject_for(problem, known, first), flex.get(problem.pass_)
+        if subject is None or tuned is None:
+            continue
+        what = {"do": "champion", "kernel": tuned.stem, "problem": str(problem)}
+        name = champion_name(tuned.stem, problem)
+        yield Part(step="beside", name=name, what=what, least_s=150, most_s=420, of=tuned.of)
+        for one in [other for other in compared() if anchor_of(other) == problem] or [problem]:
+            asked = {"do": "beside", "kernel": subject.stem, "problem": str(one), "rivals": [TUNED_FLEX]}
+            yield Part(
+                step="beside", name=f"beside/{one} {TUNED_FLEX}", what=asked, least_s=75, most_s=240,
+                of=_of_both(subject.of, tuned.of),
+            )  # fmt: skip
+
+
+def _of_both(one: str, other: str) -> str:
+    """The digest of what depends on two kernels."""
+    kernels, judges = zip(*(each.partition(":")[::2] for each in (one, other)), strict=True)
+    return f"{'+'.join(kernels)}:{judges[0]}"
+
+
+def _traffic(known: Mapping[str, Subject], first: Mapping[Pass, Subject]) -> Iterator[Part]:
+    """What GPT-2 medium moves, by standard attention and by ours."""
+    for pass_ in _PASSES:
+        problem = parse_problem(f"{PAPER} {pass_}")
+        subject = _subject_for(problem, known, first)
+        if subject is not None:
+            what = {"do": "traffic", "kernel": subject.stem, "problem": str(problem)}
+            yield Part(step="beside", name=traffic_name(problem), what=what, least_s=60, most_s=240, of=subject.of)
+
+
+def traffic_name(problem: Problem) -> str:
+    """The name of the part that reads a problem's traffic."""
+    return f"beside/traffic {problem}"
+
+
+def _flex_tuned() -> list[Problem]:
+    """What FlexAttention is tuned for: GPT-2 medium and a model's training, then the anchors of the sweep."""
+    return list(dict.fromkeys([*_trained(), *anchors()]))
 
 
 def _judging(known: Mapping[str, Subject], first: Mapping[Pass, Subject]) -> Iterator[Part]:

@@ -157,7 +157,8 @@ def subjects_of(workspace: Workspace, setting: Setting, seed: int) -> list[Subje
         of = f"{_digest(identity)}:{_digest(judges)}"
         pass_ = workspace.kernel_pass(stem)
         variants = frozenset(supported(workspace.kernel_parameters(stem), pass_))
-        found.append(Subject(stem=stem, pass_=pass_, of=of, variants=variants))
+        family = workspace.kernel_family(stem)
+        found.append(Subject(stem=stem, pass_=pass_, of=of, variants=variants, family=family))
     if not found:
         raise UsageError(f"{workspace.root} has no kernel with a search space")
     return found

@@ -226,7 +226,7 @@ def _compile(job: Job, problem: Problem, config: Config) -> Artifact | CompileFa
     from harness.compile import compile_candidate, compile_gate
 
     kernel = _kernel(job)
-    found = compile_candidate(kernel, problem, config, job.device)
+    found = compile_candidate(kernel, problem, config, job.device, unread=job.mode == "measured")
     if job.mode == "measured" and isinstance(found, Artifact) and prune(found, config, job.device) is None:
         # Many compile at a time, and one judges: what its questions need beside this is then in the cache. What goes wrong
         # here goes wrong there again, and is its outcome.
@@ -259,10 +259,11 @@ def _prove(job: Job, problem: Problem, config: Config) -> Proof:
 def _estimate(
     job: Job, problem: Problem, config: Config, *, passed: Passed, incumbent: Config | None, depth: Depth
 ) -> Estimated:
-    from harness.compile import meta_launches
+    from harness.compile import compiled_launches, compiling_for
     from harness.estimate import estimate
 
-    launches = meta_launches(_kernel(job), problem, config, job.device)
+    with compiling_for(job.device):
+        launches = compiled_launches(_kernel(job), problem, config, job.device)
     predicted = estimate(problem, launches, passed.artifact, job.device)
     return Estimated(verdict=passed.verdict, estimate=predicted, artifact=passed.artifact)
 

@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_provers(verbs)
     _add_campaign(verbs)
+    _add_timers(verbs)
     doctor = _verb(verbs, "doctor", "what is on this machine, and whether a measurement here could be trusted")
     doctor.add_argument("--campaign", action="store_true", help="what a campaign would lack here")
     doctor.add_argument("--out", metavar="DIR", help="with --campaign: the folder that it would write to")
@@ -194,6 +195,22 @@ def _add_provers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
 
 
+def _add_timers(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    bench = _verb(verbs, "bench", "time champions and default in turns with peers; needs a GPU")
+    bench.add_argument("kernel", metavar="KERNEL")
+    bench.add_argument("--workload", metavar="W", help="named problems (default: quickstart)")
+    bench.add_argument("--problem", metavar="P", action="append", help="a problem; repeatable")
+    bench.add_argument(
+        "--peers", metavar="A,B", help="who (default: all): default, sdpa:flash, fa3, flex, flex:tuned ..."
+    )
+    bench.add_argument("--seed", metavar="N", type=_count, default=0, help="same seed, same inputs (default: 0)")
+    bench.add_argument("--jobs", metavar="N", type=_positive, help="compiling children (default: all cores but 2)")
+
+    compare = _verb(verbs, "compare", "which problem became faster or slower; exit 1 when one became slower")
+    compare.add_argument("old", metavar="OLD", help="a journal, a champion file, or a folder of champion files")
+    compare.add_argument("new", metavar="NEW", help="the same, of a later run")
+
+
 def _add_campaign(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     campaign = _verb(verbs, "campaign", "all that is worth knowing of a new GPU, part by part; run again to go on")
     campaign.add_argument("--out", metavar="DIR", required=True, help="what was found, and what is done")
@@ -274,12 +291,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MachineError.exit_code
 
 
+# Verbs that have a module of their own.
+_ALONE = {
+    "bench": "benching", "compare": "comparing", "campaign": "campaigning", "export": "exporting", "report": "reporting",
+    "init": "stock",
+}  # fmt: skip
+
+
 def _dispatch(options: argparse.Namespace) -> int:
     if options.verb == "doctor" and options.campaign:
         # It says what is missing, so it needs nothing that may be.
         from harness import readiness
 
         return readiness.run_doctor(options)
+    if options.verb in _ALONE:
+        return int(getattr(_load(_ALONE[options.verb]), f"run_{options.verb}")(options))
     commands = _load("commands")
     if options.verb == "replay" and bool(options.what) == bool(options.spaces):
         raise UsageError(
@@ -301,9 +327,6 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.verb in ("lookup", "table"):
         lookups = _load("lookups")
         return int((lookups.run_lookup if options.verb == "lookup" else lookups.run_table)(options))
-    alone = {"campaign": "campaigning", "export": "exporting", "report": "reporting", "init": "stock"}
-    if options.verb in alone:
-        return int(getattr(_load(alone[options.verb]), f"run_{options.verb}")(options))
     if options.verb in ("show", "validate", "diff", "merge"):
         showing = _load("showing")
         keepers = {

@@ -91,7 +91,7 @@ def _site(options: argparse.Namespace) -> Site:
 def tune_at(options: argparse.Namespace, find_site: Callable[[argparse.Namespace], Site]) -> int:
     """Tune at the site that is found once the options are understood."""
     workspace = find_workspace(options.workspace)
-    problems = _problems(options, workspace, workspace.kernel_pass(options.kernel))
+    problems = problems_of(options, workspace)
     budget = parse_budget(options.budget)
     options.strategy = check_strategy(options.strategy or DEFAULT_STRATEGY)
     site = find_site(options)
@@ -229,7 +229,9 @@ def print_document(name: str, document: Any) -> None:
     print(documents.DOCUMENTS[name].dump_json(document, indent=1, by_alias=True).decode())
 
 
-def _problems(options: argparse.Namespace, workspace: Workspace, pass_: Any) -> list[Problem]:
+def problems_of(options: argparse.Namespace, workspace: Workspace) -> list[Problem]:
+    """The problems that `--problem` or `--workload` name, of the pass of the kernel."""
+    pass_ = workspace.kernel_pass(options.kernel)
     if options.problem and options.workload:
         raise UsageError("`--problem` and `--workload` exclude each other", hint="give one of them")
     if options.problem:

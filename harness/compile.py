@@ -30,14 +30,14 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from harness.binary import read_binary
 from harness.device import DeviceFacts
-from harness.errors import BugError
+from harness.errors import BugError, MachineError
 from harness.gate_cases import gate_cases
 from harness.inputs import DTYPES, placement_for, unwritten
 from harness.operation import operation_for, problem_keywords, shapes
 from harness.outcome import Artifact, Binary, CompileFailed
 from harness.problem import Layout, Problem
 from harness.space import Config
-from harness.subject import workspaces_of
+from harness.subject import calls_pytorch, workspaces_of
 
 # What the compiler raises when it refuses a program. The middle end has no type of its own: it raises RuntimeError,
 # whose text is one of `_REFUSALS`; any other RuntimeError is not the compiler's.
@@ -53,19 +53,28 @@ _REFUSALS = ("PassManager::run failed", "failed to translate module to LLVM IR",
 _LOG_TAIL = 4000
 
 
-def compile_candidate(kernel: Any, problem: Problem, config: Config, device: DeviceFacts) -> Artifact | CompileFailed:
+def compile_candidate(
+    kernel: Any, problem: Problem, config: Config, device: DeviceFacts, *, unread: bool = False
+) -> Artifact | CompileFailed:
     """Compile every launch of `config` for `problem` on `device`, and read the binaries.
 
     `kernel` is a loaded kernel file. The signature and its specialisation (divisibility by 16, ones, 32 or 64 bit) come
     from Triton's own launch path, so a launch on tensors of the same shape finds this code in the cache.
 
-    Returns `CompileFailed` when the compiler refuses. Raises `BugError` in a process in which Triton interprets.
+    Returns `CompileFailed` when the compiler refuses. Raises `BugError` in a process in which Triton interprets. What PyTorch
+    compiles is lowered for the device first; where this PyTorch cannot be asked to, that is a `MachineError`, or, if `unread`
+    is allowed because a device will compile it anyway, an artifact without binaries.
     """
     if knobs.runtime.interpret:
         raise BugError("asked to compile where Triton interprets", hint="compile in a worker of its own")
     with compiling_for(device), _compiler_log() as log:
         try:
-            binaries, compile_ms = _compile(meta_launches(kernel, problem, config, device))
+            binaries, compile_ms = _compile(compiled_launches(kernel, problem, config, device))
+        except MachineError as unknown:
+            if not unread:
+                raise
+            stand_in = f"{unknown.message}; {config}"
+            return Artifact(binaries=(), toolchain=f"{toolchain(device)}, not read here", unread=stand_in)
         except _REFUSAL_TYPES as refusal:
             return _failed(refusal, log())
         except RuntimeError as refusal:
@@ -75,9 +84,24 @@ def compile_candidate(kernel: Any, problem: Problem, config: Config, device: Dev
     return Artifact(binaries=binaries, toolchain=toolchain(device), compile_ms=compile_ms)
 
 
+def compiled_launches(kernel: Any, problem: Problem, config: Config, device: DeviceFacts) -> Sequence[Any]:
+    """`meta_launches`, with what PyTorch makes of its functions for `device` in place of calls of them."""
+    found: list[Any] = []
+    for launch in meta_launches(kernel, problem, config, device):
+        if not hasattr(launch, "subject"):
+            found.append(launch)
+            continue
+        from harness.inductor import launches  # PyTorch's compiler takes seconds to import
+
+        found += launches(launch.subject, device)
+    return found
+
+
 def compile_gate(kernel: Any, problem: Problem, config: Config, device: DeviceFacts) -> None:
     """Leave in Triton's cache what the gate on a device launches to judge `config`; what the compiler refuses, it meets again
     there."""
+    if calls_pytorch(kernel):
+        return  # PyTorch compiles where it runs
     with compiling_for(device), _compiler_log():
         for case in gate_cases(problem, config, unit=True):
             lies = case.placements()

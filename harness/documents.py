@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from harness import champion_documents, export_documents, search_documents
+from harness import bench_documents, champion_documents, export_documents, search_documents
 from harness.champion_documents import ShownDocument
 from harness.champions import KillRate, champion_schema
 from harness.compare import Verdict
@@ -270,6 +270,8 @@ DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "lookup": TypeAdapter(champion_documents.LookupDocument),
     "table": TypeAdapter(champion_documents.TableDocument),
     "export": TypeAdapter(export_documents.ExportDocument),
+    "bench": TypeAdapter(bench_documents.BenchDocument),
+    "compare": TypeAdapter(bench_documents.CompareDocument),
     "report": TypeAdapter(champion_documents.ReportDocument),
     "init": TypeAdapter(champion_documents.InitDocument),
 }

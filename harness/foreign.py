@@ -17,8 +17,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from harness import inputs, witness
-from harness.adapters import SIGNATURES, Function, Signature, Support, library_contract, read_support, signature_for
-from harness.bounds import RoundingContract
+from harness.adapters import SIGNATURES, Function, Signature, Support, read_support, signature_for
+from harness.bounds import RoundingContract, library_contract
 from harness.errors import HarnessError, RefusedError, SubjectError, UsageError, did_you_mean
 from harness.inputs import Guarded
 from harness.libraries import STOCK, Bug

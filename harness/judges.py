@@ -179,7 +179,7 @@ def _ours(subject: Subject) -> KernelSubject:
 def _uninterpreted(subject: Subject, case: Case) -> str | None:
     if not isinstance(subject, KernelSubject):
         return "needs a kernel file"
-    return None if subject.device == "cpu" else "needs Triton's interpreter"
+    return None if subject.interpreted else "needs Triton's interpreter"
 
 
 def _inexact(subject: Subject, case: Case) -> str | None:

@@ -60,6 +60,8 @@ class GpuLab:
             case "beside":
                 problem, before = parse_problem(what["problem"]), self.bench.known(part.name)
                 return self._beside.rivals(what["kernel"], problem, list(what["rivals"]), before)
+            case "traffic":
+                return self._beside.traffic(what["kernel"], parse_problem(what["problem"]))
             case "same":
                 return self._beside.same(what["kernel"], parse_problem(what["problem"]), what["runs"])
             case "estimate":

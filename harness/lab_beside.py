@@ -4,6 +4,8 @@ Every pair is sampled in turns; a ratio is a rival's time over ours, so above 1 
 of ours that has not passed its gate here and now.
 """
 
+import json
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,23 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from harness import beside, judging
+from harness import beside, judging, lab_truth, profiler
 from harness.bench import Bench, seed_of, short
 from harness.beside import Pair
 from harness.campaign import Given, Part
-from harness.campaign_plan import anchor_of, champion_name
+from harness.campaign_plan import FLEX, TUNED_FLEX, anchor_of, champion_name
 from harness.compare import Verdict
 from harness.errors import OutOfTimeError, UsageError
 from harness.outcome import Artifact, CompileFailed, LaunchFailed, TimedOut
 from harness.problem import Problem, parse_problem
+from harness.profiler import Traffic
 from harness.prune import prune
 from harness.space import Config
 from harness.stats import compare, median
 
 # FlexAttention compiles inductor's code for its shape first.
-_PAIR_S: Mapping[str, float] = {"flex": 120.0}
+_PAIR_S: Mapping[str, float] = {"flex": 120.0, TUNED_FLEX: 120.0}
 _ANY_PAIR_S = 45.0
 _OVER_S = 1.0
+# A profiler runs each kernel several times, and begins with a process of its own.
+_TRAFFIC_S = 90.0
 
 
 @dataclass(slots=True, eq=False)
@@ -77,15 +82,69 @@ class Beside:
         for name in names:
             if name in data["rivals"] or (name == "default" and config == default):
                 continue
-            if name == "default" and (why := self._why_unfit(stem, problem, default)):
-                data["rivals"][name] = {"not_measured": why}
-                continue
             try:
-                rival = default if name == "default" else name
-                data["rivals"][name] = self._pair(stem, problem, config, rival, _PAIR_S.get(name, _ANY_PAIR_S))
+                rival, why = self._rival(name, stem, problem)
+                data["rivals"][name] = (
+                    {"not_measured": why}
+                    if rival is None
+                    else self._pair(stem, problem, config, rival, _PAIR_S.get(name, _ANY_PAIR_S))
+                )
             except OutOfTimeError as cut:
                 return Given(status="partial", reason=cut.message, data=data)
         return Given(status="done", data=data)
+
+    def _rival(self, name: str, stem: str, problem: Problem) -> tuple[beside.Rival | None, str]:
+        """Who is meant by a name; or None, and why there is nobody."""
+        if name == "default":
+            default = self.bench.space(stem, problem)[1]
+            why = self._why_unfit(stem, problem, default)
+            return (None if why else default), why
+        if name != TUNED_FLEX:
+            return name, ""
+        other = FLEX[problem.pass_]
+        if other not in self.bench.workspace.stems:
+            return None, f"this workspace has no kernel `{other}`"
+        try:
+            config, origin = self._ours(other, problem)
+        except UsageError as refusal:
+            return None, refusal.message
+        if origin == "default":
+            return None, "FlexAttention was not tuned for this problem, nor for one that stands for it"
+        why = self._why_unfit(other, problem, config)
+        return (None, why) if why else (beside.Other(self.bench.workspace.root, other, dict(config)), "")
+
+    def traffic(self, stem: str, problem: Problem) -> Given:
+        """Bytes of device memory that standard attention and ours move, as Nsight Compute reads them, where it can."""
+        program = profiler.find_program()
+        config, origin = self._ours(stem, problem)
+        why = "`ncu` (Nsight Compute) is not installed" if program is None else self._why_unfit(stem, problem, config)
+        data: dict[str, Any] = {
+            "problem": problem.key, "flops": problem.flops, "least_bytes": problem.least_bytes, "config": dict(config),
+            "config_of": origin, "traffic": {},
+        }  # fmt: skip
+        asked = {"root": str(self.bench.workspace.root), "kernel": stem, "problem": problem.key}
+        for name, who in (("standard", {"rival": "sdpa:math"}), ("ours", {"config": dict(config)})):
+            found: Traffic | str = why
+            if not why and program is not None:
+                command = [sys.executable, "-m", "harness.traffic_child", json.dumps({**asked, **who})]
+                found = self._read(profiler.wrapped(command, program))
+            data["traffic"][name] = (
+                {"not_measured": found}
+                if isinstance(found, str)
+                else {"dram_bytes": short(found.bytes_), "launches": found.launches}
+            )
+        return Given(status="done", data=data)
+
+    def _read(self, command: list[str]) -> Traffic | str:
+        seconds = max(min(self.bench.left() / 2, _TRAFFIC_S), _OVER_S)
+        code, out, said = lab_truth.run_within(command, seconds, cwd=self.bench.workspace.root)
+        if code is None:
+            return f"it took more than {seconds:.0f} s under `ncu`"
+        found = profiler.read_traffic(out)
+        if code and not isinstance(found, str):
+            last = said.strip().splitlines()[-1:]
+            return f"`ncu` ended with exit code {code}{f': {last[0]}' if last else ''}"
+        return found
 
     def same(self, stem: str, problem: Problem, runs: int) -> Given:
         """The default beside itself: whoever calls one of them faster is mistaken."""
@@ -136,7 +195,7 @@ class Beside:
             return _reason(verdict)
         return "" if verdict.passed else f"{verdict.status}: {verdict.detail}"
 
-    def _pair(self, stem: str, problem: Problem, config: Config, rival: Config | str, limit_s: float) -> dict[str, Any]:
+    def _pair(self, stem: str, problem: Problem, config: Config, rival: beside.Rival, limit_s: float) -> dict[str, Any]:
         seed = seed_of(problem.key)
         asked = _Asked(stem, problem, config, rival, seed)
         pair = self._sampled(asked, "graph", limit_s)
@@ -176,7 +235,7 @@ class _Asked:
     stem: str
     problem: Problem
     config: Config
-    rival: Config | str
+    rival: beside.Rival
     seed: int
 
 

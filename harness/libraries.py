@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters import Function, Signature, library_contract, signature_for
-from harness.bounds import RoundingContract
+from harness.adapters import Function, Signature, signature_for
+from harness.bounds import RoundingContract, library_contract
 from harness.errors import UsageError
 from harness.problem import Problem
 
@@ -52,7 +52,14 @@ class Stock:
 _SDPA_QUERIES = 32
 
 
-def _sdpa(backend: str | None) -> Function:
+# PyTorch's names of its backends, by ours.
+SDPA_BACKENDS: Mapping[str, str] = {
+    "flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH",
+}  # fmt: skip
+
+
+def sdpa(backend: str | None) -> Function:
+    """scaled_dot_product_attention with one of `SDPA_BACKENDS`, which it raises without; None lets it choose."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -60,7 +67,9 @@ def _sdpa(backend: str | None) -> Function:
         return scaled_dot_product_attention
 
     def chosen(q: Tensor, k: Tensor, v: Tensor, **keywords: Any) -> Tensor:
-        with sdpa_kernel(getattr(SDPBackend, backend)):
+        with sdpa_kernel(getattr(SDPBackend, SDPA_BACKENDS[backend])), warnings.catch_warnings():
+            # It warns of every reason for which a backend is left out, and then raises.
+            warnings.simplefilter("ignore")
             return scaled_dot_product_attention(q, k, v, **keywords)
 
     return chosen
@@ -97,6 +106,10 @@ def _grouped_gradients(problem: Problem) -> str | None:
     if problem.pass_ == "bwd" and problem.dtype != "fp32" and problem.group > 1:
         return "adds up the 16-bit gradients of grouped heads in 16 bits, for which no bound is derived yet"
     return None
+
+
+def _on_a_gpu(problem: Problem) -> str | None:
+    return None if torch.cuda.is_available() else "runs on a GPU only, and there is none here"
 
 
 def _uses_is_causal(problem: Problem) -> bool:
@@ -262,20 +275,28 @@ _SDPA = signature_for("sdpa")
 STOCK: Mapping[str, Stock] = {
     "sdpa": Stock(
         why="torch's scaled_dot_product_attention as it chooses its backend itself",
-        signature=_SDPA, load=lambda: _sdpa(None), cannot=_coarse_gradients,
+        signature=_SDPA, load=lambda: sdpa(None), cannot=_coarse_gradients,
         bugs=(_SCALED_INFINITY,),
     ),
     "sdpa:math": Stock(
         why="torch's scaled_dot_product_attention, backend MATH",
-        signature=_SDPA, load=lambda: _sdpa("MATH"), cannot=_grouped_gradients,
+        signature=_SDPA, load=lambda: sdpa("math"), cannot=_grouped_gradients,
         contract=_math_contract,
     ),
     "sdpa:flash": Stock(
         why="torch's scaled_dot_product_attention, backend FLASH_ATTENTION",
         # What the kernel is chosen for.
-        signature=_SDPA, load=lambda: _sdpa("FLASH_ATTENTION"), supports=("no-unequal-dims", "no-transposed"),
+        signature=_SDPA, load=lambda: sdpa("flash"), supports=("no-unequal-dims", "no-transposed"),
         cannot=_coarse_gradients,
         contract=_flash_contract, bugs=(_SCALED_INFINITY,),
+    ),
+    "sdpa:efficient": Stock(
+        why="torch's scaled_dot_product_attention, backend EFFICIENT_ATTENTION: on a GPU",
+        signature=_SDPA, load=lambda: sdpa("efficient"), supports=("no-transposed",), cannot=_on_a_gpu,
+    ),
+    "sdpa:cudnn": Stock(
+        why="torch's scaled_dot_product_attention, backend CUDNN_ATTENTION: on a GPU",
+        signature=_SDPA, load=lambda: sdpa("cudnn"), supports=("no-fp32", "no-transposed"), cannot=_on_a_gpu,
     ),
     "flex:eager": Stock(
         why="torch's flex_attention, not compiled: the forward pass, with log-sum-exp",

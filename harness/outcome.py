@@ -45,15 +45,18 @@ class Binary:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)
 class Artifact:
-    """The compiled form of a candidate: a binary for each launch. `compile_ms` is wall time, 0 when found in a cache."""
+    """The compiled form of a candidate: a binary for each launch. `compile_ms` is wall time, 0 when found in a cache.
+
+    Without binaries its code could not be read here; `unread` then stands for it, and no other candidate has the same."""
 
     binaries: tuple[Binary, ...]
     toolchain: str
     compile_ms: float = 0.0
+    unread: str = ""
 
     @property
     def code_hash(self) -> str:
-        return "+".join(binary.code_hash for binary in self.binaries)
+        return "+".join(binary.code_hash for binary in self.binaries) or self.unread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_VALUE)

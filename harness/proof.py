@@ -147,5 +147,5 @@ class _Compiled:
 
     def run(self) -> None:
         one = self.launch
-        if 0 not in one.grid:
+        if hasattr(one, "kernel") and 0 not in one.grid:
             one.kernel.warmup(grid=one.grid, **one.args, **one.constants, **one.options)

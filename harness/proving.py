@@ -50,6 +50,7 @@ def run_fuzz(options: argparse.Namespace) -> int:
         sanitize=_sanitizer(options.sanitize),
     )
     subject = options.impl or options.kernel
+    unseen = find_workspace(options.workspace).kernel_unseen(options.kernel) if options.kernel else ()
     err = report.open_console(sys.stderr)
     with report.FuzzBar(
         err, shown=err.is_terminal and not options.quiet, seconds=plan.seconds, cases=max(plan.cases, 1)
@@ -61,6 +62,8 @@ def run_fuzz(options: argparse.Namespace) -> int:
     else:
         for line in report_proof.fuzz_lines(subject, _fuzz_document(tally), _examples(tally)):
             report.open_console(sys.stdout).print(line)
+    if unseen and plan.device == "cpu" and not options.quiet:
+        err.print(f"note: PyTorch's reference was asked here, so nothing was seen of: {', '.join(unseen)}")
     if not tally.counterexamples and not tally.judges["bound"] and plan.cases:
         raise MachineError(
             f"cannot tell: in {tally.cases} cases `{subject}` gave nothing that could be judged",

@@ -240,6 +240,7 @@ def _evidence_lines(settled: Settled, mode: Mode) -> list[tuple[str, str]]:
         worst = max(check.ratio for check in verdict.checks)
         cases = f"{verdict.status} {plural(len(verdict.cases), 'case')} "
         place = "in Triton's interpreter" if verdict.where == "interpreter" else "on the device"
+        place = "by PyTorch's reference on the CPU" if "PyTorch's own reference" in verdict.oracle else place
         lines.append(("Verdict", f"{cases}{place}, worst error {three_digits(worst)} of its bound"))
         if verdict.blind_to:
             lines.append(("Not seen by the judge", ", ".join(verdict.blind_to)))

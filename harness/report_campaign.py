@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.campaign import Book, Entry, Part
-from harness.campaign_plan import PAPER, RIVAL_NAMES, SHARES, anchors, compared, sweep
+from harness.campaign_plan import PAPER, RIVAL_NAMES, SHARES, TUNED_FLEX, anchors, compared, sweep, traffic_name
 from harness.documents import CampaignDocument, CampaignStep
 from harness.problem import Problem, parse_problem
 from harness.report import plural, three_digits, wrapped
@@ -22,7 +22,7 @@ _MOST_FILES = 8
 _MOST_BYTES = 16 << 20
 _SHOWN = 6
 _NAME = 52
-_CELL = 8
+_CELL = 7
 
 
 def part_line(name: str, entry: Entry, left: float) -> str:
@@ -102,7 +102,7 @@ def campaign_lines(found: CampaignDocument, book: Book) -> list[str]:
         done = f"{step.done} of {step.parts}"
         row = f"  {name:<11}{done:>12}  {open_:>5}  {step.failed:>6}  {step.skipped:>7}  {step.seconds / 60:>7.1f}"
         lines.append(row)
-    sections = (_truth_lines, _space_lines, _champion_lines, _beside_lines, _judging_lines)
+    sections = (_truth_lines, _space_lines, _champion_lines, _beside_lines, _traffic_lines, _judging_lines)
     for section in sections:
         said = list(section(book))
         lines += ["", *said] if said else []
@@ -205,9 +205,25 @@ def _beside_lines(book: Book) -> Iterator[str]:
     yield from _paper_lines(found)
 
 
+def _traffic_lines(book: Book) -> Iterator[str]:
+    """What GPT-2 medium moves, pass by pass, and what it would at least."""
+    for pass_ in ("fwd", "bwd"):
+        problem = parse_problem(f"{PAPER} {pass_}")
+        entry = book.parts.get(traffic_name(problem))
+        if entry is None or "traffic" not in entry.data:
+            continue
+        said = []
+        for name, one in entry.data["traffic"].items():
+            moved = one.get("dram_bytes")
+            told = f"not measured ({one.get('not_measured')})" if moved is None else f"{three_digits(moved / 1e9)} GB"
+            said.append(f"{name} {told}")
+        least = f"{three_digits(entry.data['least_bytes'] / 1e9)} GB at least"
+        yield f"  GPT-2 medium {pass_}, bytes moved by ncu: {', '.join(said)}; {least}"
+
+
 def _rivals(book: Book, problem: Problem) -> dict[str, Mapping[str, Any]]:
     """What was found out of all rivals, in whichever part."""
-    entries = (book.parts.get(f"beside/{problem}{suffix}") for suffix in ("", " flex"))
+    entries = (book.parts.get(f"beside/{problem}{suffix}") for suffix in ("", " flex", f" {TUNED_FLEX}"))
     return {name: one for entry in entries if entry for name, one in entry.data.get("rivals", {}).items()}
 
 

@@ -203,6 +203,24 @@ def workspaces_of(
     return found
 
 
+def calls_pytorch(kernel: Any) -> bool:
+    """Whether a kernel file launches nothing itself, but has PyTorch compile a function; `UNSEEN` is what a CPU does not show
+    of it."""
+    return bool(getattr(kernel, "UNSEEN", ()))
+
+
+def contract_for(
+    kernel: Any, problem: Problem, config: Mapping[str, Value], where: Literal["device", "interpreter"], dtype: str = ""
+) -> RoundingContract:
+    """What a kernel may round under a config; PyTorch's templates are not ours, so more is allowed to them."""
+    if calls_pytorch(kernel):
+        return bounds.library_contract(problem)
+    stored = dtype or problem.dtype
+    products = products_of(config, where)
+    contract = bounds.contract_for(stored, key_block=least_keys(config), where=where, fp32_products=products)
+    return shifted(contract, kernel, stored, config)
+
+
 def least_keys(config: Mapping[str, Value]) -> int:
     """The fewest keys that a config attends to at once: how often a row is rescaled."""
     sides = [value for name, value in config.items() if "block_n" in name and not isinstance(value, str | bool)]
@@ -275,6 +293,11 @@ class KernelSubject:
         kernel = getattr(self.kernel, "__name__", type(self.kernel).__name__).rpartition(".")[2]
         return f"{kernel} in fp64" if self.double else kernel
 
+    @property
+    def interpreted(self) -> bool:
+        """Whether Triton interprets it, so that every access of it can be watched."""
+        return self.device == "cpu" and not calls_pytorch(self.kernel)
+
     def refuses(self, problem: Problem) -> str | None:
         if problem.pass_ != self.kernel.PASS:
             return f"{self.name} computes the {self.kernel.PASS} pass only"
@@ -284,10 +307,10 @@ class KernelSubject:
     def contract(self, problem: Problem) -> RoundingContract:
         dtype = "fp64" if self.double else problem.dtype
         where: Literal["device", "interpreter"] = "interpreter" if self.device == "cpu" else "device"
-        products = products_of(self.config, where)
-        contract = bounds.contract_for(dtype, key_block=least_keys(self.config), where=where, fp32_products=products)
+        contract = contract_for(self.kernel, problem, self.config, where, dtype)
+        if calls_pytorch(self.kernel):
+            return contract
         one_tile = where == "interpreter" and getattr(self.kernel, "PACKED", False)
-        contract = shifted(contract, self.kernel, dtype, self.config)
         once = problem.nondeterministic and where == "device"
         return replace(contract, in_order=most_splits(self.config) == 1, one_tile=one_tile, reproducible=not once)
 

@@ -59,7 +59,8 @@ def launches_ms(
 ) -> dict[str, float]:
     """The time of each launch alone, by its kernel, with L2 flushed before each; nothing where there is only one. A few samples:
     they say which half of a config is good, and no champion is chosen by them."""
-    launches = [one for one in launches_of(kernel, problem, tensors, config) if 0 not in one.grid]
+    # A call of PyTorch's has no grid, and is one.
+    launches = [one for one in launches_of(kernel, problem, tensors, config) if 0 not in getattr(one, "grid", ())]
     if len(launches) < 2:
         return {}
     for one in launches:
@@ -108,11 +109,11 @@ def runner(
     outputs: Mapping[str, torch.Tensor] | None = None,
 ) -> Callable[[], None]:
     """What launches a config: inputs are shared, and `outputs` if they are given; else those and workspaces are its own."""
-    launches = launches_of(kernel, problem, tensors, config, outputs)
+    runs = [_timed(launch) for launch in launches_of(kernel, problem, tensors, config, outputs)]
 
     def run() -> None:
-        for launch in launches:
-            launch.run()
+        for each in runs:
+            each()
 
     return run
 
@@ -133,6 +134,18 @@ def launches_of(
         for name, (shape, dtype) in workspaces_of(kernel, inputs, config).items()
     }
     return list(kernel.launches(**inputs, **outputs, **scratch, **problem_keywords(problem), **config))
+
+
+def _timed(launch: Any) -> Callable[[], None]:
+    """What is timed of a launch: itself; of a call of PyTorch's, what it prepares, which does not copy results."""
+    prepare = getattr(launch, "prepared", None)
+    if prepare is None:
+        run: Callable[[], None] = launch.run
+        return run
+    # Operations of a backward pass run on the stream that their forward ones ran on, and a graph is captured on one stream.
+    with capture_stream():
+        prepared: Callable[[], None] = prepare()
+    return prepared
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,10 +18,12 @@ from harness.gate_cases import GateCase, blocks_of, gate_cases
 from harness.operation import operation_for, shapes
 from harness.problem import Problem
 from harness.space import Value
-from harness.subject import Kernel, Memory, Run, launch_guarded, products_of, shifted
+from harness.subject import Kernel, Memory, Run, calls_pytorch, launch_guarded, products_of, shifted
 
 ORACLE = "fp64 reference, derived elementwise bounds"
 SHADOW = "shadow memory"
+# Of a kernel that PyTorch compiles: no code of it ran.
+REFERENCE = ", asked of PyTorch's own reference on the CPU"
 INTERPRETER_BLIND = ("num_warps", "num_stages", "races", "compiler")
 # One problem of a family cannot see what only its size brings about.
 SIZE_BLIND = ("offsets beyond 2^31", "sums longer than a few tiles")
@@ -63,10 +65,9 @@ def gate(
     over, so that a fault of the forward kernel cannot be taken for one of the backward kernel, nor hide one.
     """
     cases = gate_cases(problem, config, unit=where == "device")
-    products = products_of(config, where)
-    contract = bounds.contract_for(problem.dtype, key_block=blocks_of(config).least_keys, fp32_products=products)
-    contract = shifted(contract, kernel, problem.dtype, config)
-    shadowed = where == "interpreter" and _interpreting()
+    contract = _contract(kernel, problem, config, where)
+    foreign = calls_pytorch(kernel)
+    shadowed = where == "interpreter" and not foreign and _interpreting()
     checks: list[OutputCheck] = []
     faults: list[str] = []
     differences: list[str] = []
@@ -92,13 +93,27 @@ def gate(
     return Verdict(
         status=status,
         where=where,
-        oracle=f"{ORACLE}, {SHADOW}" if shadowed else ORACLE,
+        oracle=f"{ORACLE}, {SHADOW}" if shadowed else ORACLE + (REFERENCE if foreign and where != "device" else ""),
         cases=tuple(dict.fromkeys(str(case.problem) for case in cases)),
         seed=seed,
         checks=tuple(checks),
-        blind_to=(*(INTERPRETER_BLIND if where == "interpreter" else ()), *SIZE_BLIND),
+        blind_to=(*_blind_to(kernel, where), *SIZE_BLIND),
         detail=_detail(status, checks, faults, differences),
     )
+
+
+def _contract(kernel: Kernel, problem: Problem, config: Mapping[str, Value], where: Where) -> RoundingContract:
+    if calls_pytorch(kernel):
+        return bounds.library_contract(problem)
+    products = products_of(config, where)
+    contract = bounds.contract_for(problem.dtype, key_block=blocks_of(config).least_keys, fp32_products=products)
+    return shifted(contract, kernel, problem.dtype, config)
+
+
+def _blind_to(kernel: Kernel, where: Where) -> tuple[str, ...]:
+    if where == "device":
+        return ("the code for one length: others are compiled for any",) if calls_pytorch(kernel) else ()
+    return tuple(getattr(kernel, "UNSEEN", ())) or INTERPRETER_BLIND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -309,7 +309,8 @@ def child_environment(*, interpret: bool) -> dict[str, str]:
 def _variables(*, interpret: bool) -> dict[str, str]:
     # Two children on two cores are faster than four that each believe to have two.
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {"TRITON_INTERPRET": "1" if interpret else "0", **threads}
+    # PyTorch's compiler would start processes of its own in each of ours.
+    return {"TRITON_INTERPRET": "1" if interpret else "0", "TORCHINDUCTOR_COMPILE_THREADS": "1", **threads}
 
 
 def describe_exit(code: int) -> str:

@@ -72,6 +72,10 @@ class Workspace:
         """Whose kernel it is, which alone may use configs tuned with it: `FAMILY` in its source, else `flashtune`."""
         return str(self._constant(stem, "FAMILY") or "flashtune")
 
+    def kernel_unseen(self, stem: str) -> tuple[str, ...]:
+        """What no run on a CPU shows of a kernel that PyTorch compiles: `UNSEEN` in its source."""
+        return tuple(self._constant(stem, "UNSEEN") or ())
+
     def _constant(self, stem: str, name: str) -> Any:
         path = self.root / "kernels" / f"{self.check_stem(stem)}.py"
         for node in _parse(path).body:

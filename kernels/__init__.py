@@ -3,7 +3,7 @@
 `attention.py` is what a library calls: one differentiable function over `flash_fwd.py` and `flash_bwd.py`, registered as PyTorch
 operators by `operators.py`; `functions.py` lets it take score and mask functions of the caller. `baselines.py` holds plain
 attention in PyTorch, to read and to compare with; it needs no sibling. `paged.py` is how `flash_decode.py` finds keys and values
-in pages, which `attention.attention_paged` takes.
+in pages, which `attention.attention_paged` takes. `sdpa.py` has PyTorch's backends, to compare with.
 The rest of this is for who writes a kernel.
 
 The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py`:
@@ -18,6 +18,10 @@ The contract of a kernel file `kernels/NAME.py`, tuned by `search_spaces/NAME.py
 `workspaces`  function (tensors by name of the inputs, *, tunables) -> {name: (shape, torch dtype)} for scratch tensors
               that `launches` takes beside the inputs and outputs; need not be initialised by the caller. Its keyword-only
               parameters are those tunables, if any, on which the scratch depends.
+
+`FAMILY`      optional: whose kernel it is, "flashtune" without it. Only who runs kernels of that family may use its configs.
+`UNSEEN`      optional: what no run on a CPU shows. A file that has it launches nothing: its `launches` gives calls of functions
+              that PyTorch compiles (`launch.Call`), as `flex_attention.py` and `flex_attention_bwd.py` do.
 
 A tunable with `block_n` in its name is a number of keys, one with `block_m` of queries, one with `splits` the number of parts
 into which the keys of a row are divided: judges choose their questions by them. `lag`, if there is one, is by how many powers of

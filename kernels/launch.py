@@ -4,7 +4,7 @@ Because a launch is a value, the same description serves three uses: `run()` it,
 here (tensors on the `meta` device are enough), and predict its time from the steps that each program makes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,3 +58,23 @@ class Launch:
 def _allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     """Memory for the descriptors of one launch, on the current device; PyTorch aligns to more than Triton asks for."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a function that PyTorch compiles, for a kernel file that launches nothing itself.
+
+    `results` computes everything and gives it in the order of `outputs`, into which `run` copies it. `prepared` gives what is
+    timed, from the same inputs: it leaves its results where its compiler likes, and does no work but that of the call.
+    `subject` is what is compiled, for whoever compiles it where no device is.
+    """
+
+    outputs: tuple[torch.Tensor, ...]
+    results: Callable[[], tuple[torch.Tensor, ...]]
+    prepared: Callable[[], Callable[[], None]]
+    subject: Any
+
+    def run(self) -> None:
+        """Compute, and leave the results in the outputs."""
+        for output, result in zip(self.outputs, self.results(), strict=True):
+            output.copy_(result)

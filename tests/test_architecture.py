@@ -31,7 +31,7 @@ LAYERS = (
         "files",
         "sealed",
     ),
-    ("outcome", "prune", "probe", "sanitizer", "readiness", "champions"),
+    ("outcome", "prune", "probe", "sanitizer", "profiler", "readiness", "champions"),
     ("keeping", "trust", "likeness"),
     ("lookup",),
     ("attending", "table"),
@@ -40,6 +40,7 @@ LAYERS = (
     (
         "binary",
         "flow",
+        "inductor",
         "compile",
         "estimate",
         "measure",
@@ -79,11 +80,11 @@ LAYERS = (
     ("simulated", "replayed", "trials", "lanes"),
     ("campaign", "truth", "answers", "campaign_plan"),
     ("ahead", "fleet"),
-    ("fuzz_child", "fuzz", "mutate_judges", "mutate_child", "mutate", "in_process", "pytest_plugin"),
+    ("fuzz_child", "traffic_child", "fuzz", "mutate_judges", "mutate_child", "mutate", "in_process", "pytest_plugin"),
     ("tune",),
     ("several",),
     ("crown", "fleet_study", "launch_study", "studies"),
-    ("champion_documents", "search_documents", "export_documents"),
+    ("champion_documents", "search_documents", "export_documents", "bench_documents"),
     ("documents", "support"),
     # The modules of a package share its place.
     ("export",),
@@ -98,12 +99,13 @@ LAYERS = (
         "report_portfolio",
         "report_replay",
         "report_export",
+        "report_bench",
     ),
     ("tables", "charts_space", "charts", "page", "page_md"),
     ("commands", "proving", "mutating", "showing", "replaying", "fleeting"),
-    ("renewing", "lookups", "exporting", "reporting", "stock"),
+    ("renewing", "lookups", "exporting", "comparing", "reporting", "stock"),
     ("bench", "lab_truth", "lab_tuning", "lab_beside", "lab"),
-    ("campaigning",),
+    ("campaigning", "benching"),
     ("cli",),
     ("__main__", "__init__"),
 )
@@ -168,6 +170,8 @@ def test_kernels_need_torch_triton_and_the_standard_library_only(path: Path) -> 
         "itertools",
         "json",
         "os",
+        "types",
+        "warnings",
     }
     absolute = {
         name.split(".")[0]

@@ -11,7 +11,9 @@ TARGETS: Mapping[str, str] = {
     "aiter": "aiter",
     "fla": "fla",
     "flashinfer-bench": "flashinfer_bench",
+    "flex-attention": "flex_attention",
     "hf-kernel": "hf_kernel",
+    "inductor-choices": "inductor_choices",
     "t4": "t4",
     "triton": "triton",
 }

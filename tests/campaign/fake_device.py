@@ -18,7 +18,15 @@ from harness.truth import Answer, Reply
 from tests.fake_runner import FakeRunner, fake_artifact, fake_time_ms
 
 # How much longer each rival takes than ours.
-SLOWER = {"sdpa:flash": 0.9, "sdpa:cudnn": 0.8, "sdpa:efficient": 2.0, "sdpa:math": 11.0, "fa3": 0.7, "flex": 1.3}
+SLOWER = {
+    "sdpa:flash": 0.9,
+    "sdpa:cudnn": 0.8,
+    "sdpa:efficient": 2.0,
+    "sdpa:math": 11.0,
+    "fa3": 0.7,
+    "flex": 1.3,
+    "flex:tuned": 1.15,
+}
 
 
 def reply(ratio: float = 0.5, **changed: Any) -> Reply:
@@ -67,7 +75,11 @@ class FakeChildren(FakeRunner):
         if function is beside.pair:
             problem, config, rival, _, seed = arguments
             ours = fake_time_ms(problem, config)
-            theirs = fake_time_ms(problem, rival) if not isinstance(rival, str) else ours * SLOWER[rival]
+            other = isinstance(rival, beside.Other)
+            theirs = (
+                ours * (SLOWER["flex:tuned"] if other else SLOWER[rival]) if other or isinstance(rival, str) else None
+            )
+            theirs = theirs or fake_time_ms(problem, rival)
             noise = 1 + 0.002 * np.random.default_rng(seed).standard_normal((2, 40))
             return Pair(
                 rival_ms=tuple(theirs * noise[0]), ours_ms=tuple(ours * noise[1]), method="graph of 1", throttled=False,

@@ -130,7 +130,7 @@ def test_a_campaign_from_command_to_files(desk: Desk) -> None:
     document = desk.campaign()
     steps = document["steps"]
     assert {name: (step["done"], step["parts"]) for name, step in steps.items()} == {
-        "truth": (4, 4), "spaces": (1, 1), "champions": (1, 1), "beside": (2, 2), "judging": (2, 2),
+        "truth": (4, 4), "spaces": (1, 1), "champions": (1, 1), "beside": (3, 3), "judging": (2, 2),
     }  # fmt: skip
     assert document["ended"] == "all done" and document["wrong"] == []
     parts = desk.parts()
@@ -200,7 +200,7 @@ def test_the_table_is_readable_at_100_columns(desk: Desk) -> None:
         assert said in out, said
     (row,) = [line for line in out.splitlines() if line.startswith("  fwd d128 causal 4096")]
     # TFLOP/s, share of the measured ceiling, and the rivals' times over ours.
-    assert [float(cell) for cell in row.split()[-6:]] == pytest.approx([0.9, 0.8, 2, 11, 0.7, 1.3], rel=0.01)
+    assert [float(cell) for cell in row.split()[-7:-1]] == pytest.approx([0.9, 0.8, 2, 11, 0.7, 1.3], rel=0.01)
 
 
 def test_what_is_wrong_is_said_loudly_kept_as_a_case_and_ends_with_1(desk: Desk) -> None:
@@ -505,3 +505,31 @@ def test_a_slice_of_a_space_is_what_differs_from_the_default_in_one_group_at_a_t
     assert len(rows) == found.header.legal < found.header.of
     assert any(row["num_warps"] != default["num_warps"] for row in rows)
     assert any(row["num_stages"] != default["num_stages"] for row in rows)
+
+
+def test_flexattention_is_tuned_by_our_search_and_then_compared(desk: Desk) -> None:
+    row = "b4 h16 s4096 d128 bf16 causal fwd"
+    desk.few(
+        f"champions/flex_attention/{row}",
+        f"beside/{row} flex:tuned",
+        "beside/b8 h16 s2048 d128 bf16 causal fwd flex:tuned",
+    )
+    desk.campaign()
+    parts = desk.parts()
+    champion = parts[f"champions/flex_attention/{row}"]
+    assert champion.step == "beside" and champion.data["champion"]["config"]["sparse"] in (64, 128, 256)
+    assert champion.data["of"]["kernel"]["family"] == "flex_attention"
+    for text in (row, "b8 h16 s2048 d128 bf16 causal fwd"):
+        (found,) = parts[f"beside/{text} flex:tuned"].data["rivals"].values()
+        assert found["ratio"] == pytest.approx(1.15, rel=0.01), "that of its anchor serves a length of the sweep"
+    _, out, _ = desk.run("--minutes", "1")
+    (line,) = [line for line in out.splitlines() if line.startswith("  fwd d128 causal 4096")]
+    assert float(line.split()[-1]) == pytest.approx(1.15, rel=0.01)
+
+
+def test_without_a_tune_of_flexattention_there_is_no_comparison_with_one(desk: Desk) -> None:
+    row = "b4 h16 s4096 d128 bf16 causal fwd"
+    desk.few(f"beside/{row} flex:tuned")
+    desk.campaign()
+    (found,) = desk.parts()[f"beside/{row} flex:tuned"].data["rivals"].values()
+    assert "was not tuned" in found["not_measured"]

@@ -52,7 +52,7 @@ def test_a_kernel_is_asked_only_what_it_takes() -> None:
     assert len(asked) > 30
     # Its space is not one of those that are measured in full, and there is no backward kernel.
     counted = Counter(part.step for part in plan([bare], WORKLOADS, device_of="d"))
-    assert not counted["spaces"] and counted["champions"] and counted["beside"] == len(sweep()) + 4
+    assert not counted["spaces"] and counted["champions"] and counted["beside"] == len(sweep()) + 5
 
 
 def test_the_sweep_has_a_constant_number_of_tokens_and_an_anchor_for_every_row() -> None:
@@ -89,3 +89,27 @@ def test_decoding_has_its_kernel_in_every_step_and_leaves_the_others_theirs() ->
     names = {part.name for part in parts}
     assert all(champion_name("flash_decode", problem) in names for problem in decoding)
     assert all(anchor_of(problem) == problem for problem in compared() if problem not in sweep())
+
+
+def test_flexattention_is_tuned_to_be_compared_with_and_asked_nothing_else() -> None:
+    flex = [
+        Subject(stem=stem, pass_=pass_, of=f"f{pass_}:j", family="flex_attention")
+        for stem, pass_ in (("flex_attention", "fwd"), ("flex_attention_bwd", "bwd"))
+    ]
+    plain = plan([FORWARD, BACKWARD], WORKLOADS, device_of="d:d")
+    parts = plan([*flex, FORWARD, BACKWARD], WORKLOADS, device_of="d:d")
+    added = [part for part in parts if part not in plain]
+    assert [part for part in parts if part in plain] == plain
+    tuned = [part for part in added if part.what["do"] == "champion"]
+    compared_with = [part for part in added if part.what["do"] == "beside"]
+    assert len(added) == len(tuned) + len(compared_with) and {part.step for part in added} == {"beside"}
+    assert {part.what["kernel"] for part in tuned} == {"flex_attention", "flex_attention_bwd"}
+    assert all(part.what["rivals"] == ["flex:tuned"] and "+" in part.of for part in compared_with)
+    # Every problem that is compared stands behind the tune of what stands for it.
+    names = [part.name for part in parts]
+    for part in compared_with:
+        problem = parse_problem(part.what["problem"])
+        stem = "flex_attention" if problem.pass_ == "fwd" else "flex_attention_bwd"
+        assert names.index(champion_name(stem, anchor_of(problem))) < names.index(part.name)
+    assert {parse_problem(part.what["problem"]) for part in compared_with} >= set(sweep())
+    assert len({part.name for part in parts}) == len(parts)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness import bounds, compare, timing
-from harness.adapters import library_contract
+from harness.bounds import library_contract
 from harness.problem import Problem, parse_problem
 from harness.simulated import SimulatedDevice
 
