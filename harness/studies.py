@@ -5,6 +5,7 @@ tuner's own, on a clock that is made up. Refuses to say anything of a real devic
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -19,10 +20,12 @@ import numpy as np
 
 from harness.ahead import InOrder
 from harness.fleet_study import Scene, study_fleet
-from harness.landscape import landscapes
+from harness.landscape import Landscape, landscapes
 from harness.launch_study import study_launches
 from harness.outcome import Measured
 from harness.problem import parse_problem
+from harness.replayed import default_of
+from harness.search import DEFAULT_STRATEGY, make_strategy, open_study
 from harness.shared import shown_url
 from harness.simulated import SimulatedDevice, SimulatedRunner, normal
 from harness.space import Config, Param, Space
@@ -198,10 +201,17 @@ def study_same(*, runs: int, noise: float, seed: int) -> dict[str, Any]:
 
 
 def study_overhead(
-    spaces: Mapping[str, Times] | None, *, trials: int, verify_ms: float, jobs: int, seed: int
+    spaces: Mapping[str, Times] | None,
+    *,
+    trials: int,
+    verify_ms: float,
+    jobs: int,
+    seed: int,
+    lands: Sequence[Landscape] = (),
 ) -> dict[str, Any]:
     """What the harness adds to the time that the device works: waiting for compilers on the simulated clock, and its own work on
-    the real one, by space; with a strategy that foresees what it asks for, and with one that does not."""
+    the real one, by space; with a strategy that foresees what it asks for, with one that does not, and (`searched`, in `lands`)
+    with the default strategy, which foresees some."""
     found: dict[str, Any] = {}
     rng = np.random.default_rng(seed)
     for name, space in (spaces or {"made up": synthetic(rng)}).items():
@@ -210,7 +220,31 @@ def study_overhead(
             word: _overhead(tried, verify_ms, jobs, seed, strategy)
             for word, strategy in (("foreseen", InOrder), ("unforeseen", _Blind))
         }
+    for land in lands:
+        found.setdefault(land.name, {})["searched"] = _searched(land, trials, verify_ms, jobs, seed)
     return found
+
+
+def _searched(land: Landscape, trials: int, verify_ms: float, jobs: int, seed: int) -> dict[str, float]:
+    """The same of a tune of a recorded space by the default strategy, the typical config scaled to a millisecond. `compilers_s`
+    is what the compiling of what was tried takes `jobs` compilers at least."""
+    times = {config: found.time_ms for config, found in land.recordings.items()}
+    scale = _TYPICAL_MS / float(np.median([one for one in times.values() if one is not None]))
+    rng = np.random.default_rng(seed)
+    made = SimulatedRunner(
+        costs_ms={config: None if one is None else one * scale for config, one in times.items()},
+        simulated=steady(0.005)(rng), compile_s=lambda config: land.recordings[config].compile_s, verify_ms=verify_ms,
+        jobs=jobs,
+    )  # fmt: skip
+    default = default_of(land)
+    strategy = make_strategy(DEFAULT_STRATEGY, land.space, default, study=open_study("overhead"), seed=seed)
+    task = Task(problem=_PROBLEM, space=land.space, default=default, strategy=strategy)
+    began = time.process_time()
+    with contextlib.closing(open_memory_journal({})) as journal:
+        *_, settled = tune(task, made, journal, budget=Budget(trials=trials, now_s=made.now_s), seed=seed)
+    assert isinstance(settled, Settled)
+    compiling_s = sum(land.recordings[Config(one.config)].compile_s for one in settled.records) / jobs
+    return {**_added(made, time.process_time() - began), "compilers_s": compiling_s}
 
 
 class _Blind(InOrder):
@@ -228,7 +262,10 @@ def _overhead(tried: Times, verify_ms: float, jobs: int, seed: int, strategy: ty
     rng = np.random.default_rng(seed)
     costs = [float(cost) for cost in tried.times_ms]
     _, made = simulate(costs, steady(0.005), rng, strategy, compile_s=compiling, verify_ms=verify_ms, jobs=jobs)
-    own_s = time.process_time() - began
+    return _added(made, time.process_time() - began)
+
+
+def _added(made: SimulatedRunner, own_s: float) -> dict[str, float]:
     busy_s = made.device_ms / 1e3
     waiting_s = made.now_s() - busy_s
     return {
@@ -280,8 +317,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = study_fleet(Scene(folder=Path(folder), **options), workers)
     else:
         folder = options.pop("spaces")
-        study: Callable[..., dict[str, Any]] = study_selection if kind == "selection" else study_overhead
-        found = study(recorded(folder) if folder else None, **options)
+        spaces = recorded(folder) if folder else None
+        if kind == "selection":
+            found = study_selection(spaces, **options)
+        else:
+            found = study_overhead(spaces, lands=landscapes(folder) if folder else (), **options)
     shown = [shown_url(word) if "://" in word else Path(word).name if word.startswith("/") else word for word in given]
     document = json.dumps({"command": f"python -m harness.studies {' '.join(shown)}", "results": found}, indent=1)
     sys.stdout.write(document + "\n")

@@ -65,12 +65,37 @@ def test_a_tune_without_a_gpu_and_its_continuation(workspace: Path, cache: Path,
 @pytest.mark.parametrize(
     ("kernel", "file", "right", "wrong"),
     [
+        # One of each pass in every run, twenty seconds each; tests/gate/test_planted.py plants all of them in less.
         ("flash_fwd", "flash_fwd.py", "(head // group).to(tl.int64)", "(head % (q_heads // group)).to(tl.int64)"),
-        ("flash_fwd", "primitives.py", "col <= row + (offset + right)", "col < row + (offset + right)"),
-        ("flash_fwd", "flash_fwd.py", "shrink = tl.exp2(m - shift)", "shrink = tl.exp2(tl.zeros_like(m))"),
+        pytest.param(
+            "flash_fwd",
+            "primitives.py",
+            "col <= row + (offset + right)",
+            "col < row + (offset + right)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "flash_fwd",
+            "flash_fwd.py",
+            "shrink = tl.exp2(m - shift)",
+            "shrink = tl.exp2(tl.zeros_like(m))",
+            marks=pytest.mark.slow,
+        ),
         ("flash_bwd", "flash_bwd.py", "head = kv_head * group", "head = kv_head"),
-        ("flash_bwd", "flash_bwd.py", "(head // group).to(tl.int64)", "(head % (q_heads // group)).to(tl.int64)"),
-        ("flash_bwd", "primitives.py", "col <= row + (offset + right)", "col < row + (offset + right)"),
+        pytest.param(
+            "flash_bwd",
+            "flash_bwd.py",
+            "(head // group).to(tl.int64)",
+            "(head % (q_heads // group)).to(tl.int64)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "flash_bwd",
+            "primitives.py",
+            "col <= row + (offset + right)",
+            "col < row + (offset + right)",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=[
         "key head of a query head",

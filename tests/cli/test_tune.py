@@ -229,7 +229,7 @@ def test_doctor_prints_what_its_document_says(desk: Desk) -> None:
     assert code == 0
     document = json.loads(out)
     jsonschema.validate(document, documents.json_schema("doctor"))
-    assert document["kernels"] == ["flash_bwd", "flash_decode", "flash_fwd"]
+    assert document["kernels"] == ["flash_bwd", "flash_decode", "flash_fwd", "flex_attention", "flex_attention_bwd"]
     assert "Can a time measured here be trusted?" in desk.run("doctor")[1]
 
 

@@ -67,6 +67,7 @@ def test_a_wrong_function_fails_with_a_shrunk_case_that_is_kept_and_asked_first(
     library(text, "--flashtune-profile", "repro").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_corpus_file_can_be_replayed_by_name(library, pytester):
     library(
         "def test_attention(flashtune):\n    flashtune.prove(top_left_flash, 'flash', 'fwd causal fp32 unequal-lengths')\n"

@@ -86,13 +86,14 @@ def stock(name: str):
 
 # Cases, and at least so many that are not refused.
 SAMPLES = {
-    "sdpa": (60, 25), "sdpa:math": (60, 30), "sdpa:flash": (60, 25), "flex:eager": (10, 8), "transformers:sdpa": (60, 20),
-    "transformers:eager": (60, 10),
+    "sdpa": (60, 25), "sdpa:math": (60, 30), "sdpa:flash": (60, 25), "flex:eager": (10, 8), "transformers:sdpa": (30, 10),
+    "transformers:eager": (30, 5),
 }  # fmt: skip
 
 
 def test_every_stock_adapter_is_sampled_and_understood():
-    assert set(SAMPLES) | {"flex:compiled"} == set(STOCK)
+    # Two backends are on GPUs only, and one takes seconds for each variant.
+    assert set(SAMPLES) | {"flex:compiled", "sdpa:cudnn", "sdpa:efficient"} == set(STOCK)
     for found in STOCK.values():
         assert read_support(found.supports).abilities and found.why
 

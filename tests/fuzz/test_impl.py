@@ -80,7 +80,8 @@ def test_a_right_function_passes_and_nothing_is_written(library: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("unscaled", "Falsified"),
+        # tests/foreign/test_plugin.py has such a wrong function in every run.
+        pytest.param("unscaled", "Falsified", marks=pytest.mark.slow),
         ("mutates", "mutated input: k was written to"),
         ("segfaults", "the process was killed by SIGSEGV"),
     ],

@@ -21,11 +21,12 @@ FORWARD: Mapping[str, Any] = {
     "head_order": "outer", "warp_specialize": False, "waves_per_eu": 0, "maxnreg": 0, "groups_together": 1,
     "programs_per_sm": 0, "flatten": False, "lone_accumulator": False,
     "v_load": "late", "cache_hints": False, "precision": "ieee", "lag": 0, "head_chunks": False,
+    "scaled_queries": False, "mfma_side": 0, "kpack": 1,
 }  # fmt: skip
 BACKWARD: Mapping[str, Any] = {
     "dkdv_block_m": 16, "dkdv_block_n": 32, "dkdv_warps": 4, "dkdv_stages": 1, "dkdv_load": "pointer",
     "dq_block_m": 16, "dq_block_n": 32, "dq_warps": 4, "dq_stages": 1, "dq_load": "pointer", "waves_per_eu": 0,
-    "structure": "separate",
+    "structure": "separate", "mfma_side": 0, "kpack": 1,
 }  # fmt: skip
 DECODE: Mapping[str, Any] = {
     "block_m": 16, "block_n": 16, "num_splits": 4, "num_warps": 4, "num_stages": 1, "load": "pointer", "loops": "split",
