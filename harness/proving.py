@@ -186,13 +186,12 @@ def fuzz_configs(
         several.append(long.replace(nondeterministic=True))
     for problem in several:
         space = workspace.load_space(kernel).space(problem, live or find_target(DEFAULT_TARGET))
+        if live is None:
+            # Before it is enumerated: large tiles are most of a space.
+            space = space.limited(lambda name, value: "block" not in name or int(value) <= _LARGEST_SIDE)
         seen = space.names if live is not None else space.interpreted
         distinct |= {config.restricted(seen): config for config in reversed(space.distinct(seen))}
-    small = [
-        dict(config)
-        for config in distinct.values()
-        if live is not None or all(int(value) <= _LARGEST_SIDE for name, value in config.items() if "block" in name)
-    ]
+    small = [dict(config) for config in distinct.values()]
     # Few configs add atomically, as tiles of dq are none of theirs then: they are asked about as often as one in four.
     rare = [config for config in small if config.get("structure") == "atomic"]
     small += rare * (len(small) // max(4 * len(rare), 1))

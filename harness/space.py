@@ -4,12 +4,13 @@ Refuses to know what a kernel does: a space is data. Refuses duplicate names, em
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.errors import UsageError, did_you_mean
@@ -17,11 +18,13 @@ from harness.errors import UsageError, did_you_mean
 Value = int | str | bool
 
 
+@functools.cache
 def power_of_two(number: int) -> int:
     """The least power of two that is not less than `number`."""
     return 1 << max(number - 1, 0).bit_length()
 
 
+@functools.cache
 def padded(head_dim: int) -> int:
     """Columns of a tile that holds a whole head: a power of two, and what a matrix instruction takes at least."""
     return max(16, power_of_two(head_dim))
@@ -92,6 +95,7 @@ class Rule:
     holds: Callable[[Config], bool]
 
 
+@functools.cache
 def tile_width(head_dim: int, *, chunked: object) -> int:
     """Columns of a head with their padding, in one tile or, if `chunked`, in two where these are narrower."""
     first = power_of_two(head_dim + 1) // 2
@@ -201,6 +205,14 @@ class Space:
         removed = {rule.name: size - len(legal)}
         census = Census(size=size, legal=len(legal), pruned=removed, alone=removed)
         return cls(params, (rule,), None, list(legal), [census])
+
+    def limited(self, wanted: Callable[[str, Value], bool]) -> "Space":
+        """The same rules over those values that are `wanted` of their parameter."""
+        params = (
+            replace(param, values=tuple(value for value in param.values if wanted(param.name, value)))
+            for param in self.params
+        )
+        return replace(self, params=tuple(params), _legal=[], _census=[])
 
     @property
     def names(self) -> tuple[str, ...]:

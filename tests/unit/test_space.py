@@ -110,6 +110,14 @@ def test_distinct_is_the_first_of_all_that_agree(names: tuple[str, ...]) -> None
     assert all(space.check(config) == config and list(config) == list(space.names) for config in found)
 
 
+def test_a_limited_space_has_the_legal_configs_with_those_values() -> None:
+    space = small_space()
+    least = min(param.values for param in space.params if param.name == "block_m")[0]
+    limited = space.limited(lambda name, value: name != "block_m" or value == least)
+    assert list(limited.legal) == [config for config in space.legal if config["block_m"] == least]
+    assert 0 < len(limited.legal) < len(space.legal)
+
+
 def test_what_one_rule_removes_is_not_gone_through() -> None:
     """A rule that removes everything at the first parameter is asked about that one only, and charged with all below."""
     asked: list[str] = []
