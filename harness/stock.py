@@ -79,8 +79,7 @@ def run_init(options: argparse.Namespace) -> int:
         return 0
     report.open_console(sys.stdout).print(f"{folder}: a workspace with {', '.join(kernels)}")
     if not options.quiet:
-        said = (
-            f"next: cd {folder} && flashtune tune {kernels[-1] if kernels else 'KERNEL'} --workload quickstart --draft"
+        report.open_console(sys.stderr).print(
+            f"next: cd {folder} && flashtune tune KERNEL --workload quickstart --draft"
         )
-        report.open_console(sys.stderr).print(said)
     return 0
