@@ -33,6 +33,11 @@ $(VENV)/.ready: constraints.txt pyproject.toml Makefile
 	  $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt triton==$(TRITON); \
 	fi
 	@$(BIN)/pip install -q -c constraints.txt setuptools wheel
+	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[nvml,report]'
+	@touch $@
+
+# What only tests need: the tools, and the libraries that exports, fleets and replays are checked with.
+$(VENV)/.tests-ready: $(VENV)/.ready
 	@$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test,nvml,rivals,fleet,report]' \
 	  docstring-parser einops kernels transformers
 	@$(BIN)/pip install -q -c constraints.txt --no-deps fla-core flashinfer-bench
@@ -41,13 +46,13 @@ $(VENV)/.ready: constraints.txt pyproject.toml Makefile
 tune: setup
 	@for kernel in $(KERNELS); do $(BIN)/flashtune tune $$kernel --workload quickstart --draft $(FLAGS) || exit $$?; done
 
-test: setup
+test: $(VENV)/.tests-ready
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(FLAGS)
 
-test-slow: setup
+test-slow: $(VENV)/.tests-ready
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(FLAGS)
 
-lint: setup
+lint: $(VENV)/.tests-ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check examples harness search_spaces tests
 	@$(BIN)/mypy
