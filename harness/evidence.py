@@ -6,6 +6,7 @@ folder, what a report cannot show is passed over, and what is damaged is named. 
 
 import gzip
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +166,7 @@ def _take(path: Path, found: _Found, standings_of: StandingsOf) -> bool:
         found.trials.append(_of_recorded(path, name))
     elif b'"campaign"' in head and b'"flashtune"' in head:
         found.campaigns.append((name, read_book(path)))
-    elif b'"fraction_at"' in head:
+    elif b'"fraction_at"' in head and re.search(rb'"results":\s*\[', head):
         try:
             found.searches.append((name, DOCUMENTS["replay-spaces"].validate_json(path.read_bytes())))
         except ValidationError as error:

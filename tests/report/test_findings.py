@@ -166,6 +166,15 @@ def test_problems_stand_in_the_order_of_their_sizes() -> None:
     assert ordered == [texts[1], texts[0], texts[3], texts[2]]
 
 
+def test_what_this_repository_keeps_is_read_without_complaint() -> None:
+    results = Path(__file__).parents[2] / "results"
+    found = gather([results / name for name in ("replays", "studies", "mutants", "corpus")])
+    assert not found.unread and {Path(name).name for name, _ in found.searches} == {
+        "benchmark-hub.json",
+        "ensemble.json",
+    }
+
+
 def test_a_damaged_file_in_a_folder_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     made_up.everything(tmp_path)
     (tmp_path / "best" / "h200" / "broken.json").write_text('{"format": "flashtune champions", "version": 7}')
