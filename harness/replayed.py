@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from harness.compare import OutputCheck, Verdict
+from harness.compare import Verdict
 from harness.device import TARGETS, DeviceFacts
 from harness.errors import UsageError
 from harness.landscape import Landscape, Recording, read_landscapes
 from harness.outcome import (
-    Artifact,
-    Binary,
     CompileFailed,
     LaunchFailed,
     Measured,
@@ -31,6 +29,7 @@ from harness.outcome import (
 )  # fmt: skip
 from harness.problem import Problem, parse_problem
 from harness.replay import Noise, exactly
+from harness.simulated import artifact_of, verdict_of
 from harness.space import Config
 from harness.worker import Depth, Passed
 
@@ -76,12 +75,12 @@ class ReplayRunner:
             time.sleep(found.compile_s * self.pace)
             self.clock_s = max(self.clock_s, ready_s)
             refused = _refused(found)
-            return refused if isinstance(refused, CompileFailed | Pruned) else _artifact(config)
+            return refused if isinstance(refused, CompileFailed | Pruned) else artifact_of(config, "recorded")
 
         return wait
 
     def verify(self, problem: Problem, config: Config) -> Callable[[], Verdict]:
-        return lambda: _verdict(problem)
+        return lambda: verdict_of(problem, "recorded")
 
     def value(
         self, problem: Problem, config: Config, passed: Passed, *, incumbent: Config | None, depth: Depth
@@ -170,16 +169,3 @@ def _refused(found: Recording) -> CompileFailed | Pruned | LaunchFailed | TimedO
         return TimedOut(stage="measure", limit_s=found.run_s)
     stage = "verify" if "correct" in words or "wrong" in words else "measure"
     return LaunchFailed(stage=stage, reason=f"recorded: {found.failure}")  # type: ignore[arg-type]
-
-
-def _artifact(config: Config) -> Artifact:
-    binary = Binary(
-        kernel="recorded", registers=64, spill_bytes=0, shared_bytes=1024, warps=4, instructions={}, loops=(),
-        code_hash=str(config),
-    )  # fmt: skip
-    return Artifact(binaries=(binary,), toolchain="recorded")
-
-
-def _verdict(problem: Problem) -> Verdict:
-    check = OutputCheck(output="out", case=problem.key, ratio=0.5, error=0.5, bound=1.0, index=(0, 0, 0, 0), elements=1)
-    return Verdict(status="passed", where="device", oracle="recorded", cases=(problem.key,), seed=0, checks=(check,))

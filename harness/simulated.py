@@ -143,7 +143,7 @@ class SimulatedRunner:
             self.simulated.wall_ms = max(self.simulated.wall_ms, ready_ms)
             if self.costs_ms[config] is None:
                 return CompileFailed(reason="simulated")
-            return _artifact(config)
+            return artifact_of(config, "simulated")
 
         return wait
 
@@ -151,7 +151,7 @@ class SimulatedRunner:
         def wait() -> Verdict:
             self.simulated.wall_ms += self.verify_ms
             self.device_ms += self.verify_ms
-            return _verdict(problem)
+            return verdict_of(problem, "simulated")
 
         return wait
 
@@ -205,14 +205,16 @@ class SimulatedRunner:
         return self.simulated.kernel(str(config), math.nan if cost is None else cost)
 
 
-def _artifact(config: Config) -> Artifact:
+def artifact_of(config: Config, source: str) -> Artifact:
+    """A binary that nothing is known of, from `source`."""
     binary = Binary(
-        kernel="simulated", registers=64, spill_bytes=0, shared_bytes=1024, warps=4, instructions={}, loops=(),
+        kernel=source, registers=64, spill_bytes=0, shared_bytes=1024, warps=4, instructions={}, loops=(),
         code_hash=str(config),
     )  # fmt: skip
-    return Artifact(binaries=(binary,), toolchain="simulated")
+    return Artifact(binaries=(binary,), toolchain=source)
 
 
-def _verdict(problem: Problem) -> Verdict:
+def verdict_of(problem: Problem, source: str) -> Verdict:
+    """What stands for a judgment where nothing is computed, by `source`."""
     check = OutputCheck(output="out", case=problem.key, ratio=0.5, error=0.5, bound=1.0, index=(0, 0, 0, 0), elements=1)
-    return Verdict(status="passed", where="device", oracle="simulated", cases=(problem.key,), seed=0, checks=(check,))
+    return Verdict(status="passed", where="device", oracle=source, cases=(problem.key,), seed=0, checks=(check,))

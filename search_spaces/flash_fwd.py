@@ -19,7 +19,7 @@ from harness.space import (
     padded,
     power_of_two,
     tile_width,
-)
+)  # fmt: skip
 
 # Below these sides a tile cannot be cut in a useful way, however short the sequence is.
 _LEAST_QUERIES = 64
@@ -387,8 +387,8 @@ def _default_tile(problem: Problem, device: DeviceFacts) -> tuple[int, int, int,
             return (tall, 64, 8, 2) if widest <= 128 else (64, 64 if device.compute_capability < 100 else 32, 8, 2)
         return (128, 128, 8, 2) if widest <= 128 else (128, 64, 8, 3 if deep else 2)
     if widest <= 128:
-        lean = (64, 64, 8, 2) if problem.packed else (128, 32, 8, 2)
-        return (128, 64, 8, 2) if widest <= 64 and not problem.eight_bits else lean
+        small = widest <= 64 and not problem.eight_bits
+        return (64 if problem.packed and not small else 128, 64 if problem.packed or small else 32, 8, 2)
     return (32 if problem.mask is not None else 64, 32, 8, 2)
 
 

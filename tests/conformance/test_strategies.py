@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -10,6 +11,8 @@ import pytest
 from harness.errors import UsageError
 from harness.search import STRATEGIES, UNLEARNED, make_strategy, open_study
 from harness.space import Config, Param, Rule, Space
+from harness.surrogate import Ensemble
+from harness.untried import Untried
 
 SPACE = Space(
     params=(
@@ -128,3 +131,21 @@ def test_an_unknown_strategy_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="no search strategy is called `tpee`") as refused:
         make_strategy("tpee", SPACE, DEFAULT, study=open_study("test"), seed=0)
     assert refused.value.hint == "did you mean `tpe`?"
+
+
+def test_an_ensemble_hears_its_first_model_alone_once_much_is_known() -> None:
+    asked: list[str] = []
+
+    class Member:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, untried: Untried, *_: object) -> int:
+            asked.append(self.name)
+            return int(np.flatnonzero(untried.is_open)[0])
+
+    untried = Untried(SPACE)
+    several: Any = Ensemble(*map(Member, "abc"))  # type: ignore[arg-type]
+    for _ in range(80):
+        untried.is_open[several(untried, None, None, None)] = False
+    assert set(asked[:64]) == set("abc") and set(asked[64:]) == {"a"}
